@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from finepruning.errors import ArgumentError
+
+SEARCHES = ("budget", "paper", "random", "none")
+ALLOCATIONS = ("global", "uniform", "erk", "lamp")
+AUGMENTATIONS = ("none", "flip", "dihedral", "crop")
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -17,12 +25,30 @@ class CompressConfig:
         rounds: rounds of (search, fine-tuning). trials: evaluations per search. epochs: epochs per round.
         dense_epochs: epochs of dense fine-tuning before the first round.
         final_epochs: epochs after the last round with frozen masks; None for the same as ``epochs``.
-        search: "budget", "paper" or "random".
-        batch_size: images per step. lr: peak learning rate (SGD, momentum 0.9). weight_decay: L2 factor.
+        search: "budget" (scale every layer's saliency under one exact global cut), "paper" (a threshold per
+            layer, error minus lambda times sparsity), "random" (control of "budget") or "none".
+        allocation: how search "none" spreads a budget over layers: "global", "uniform", "erk", "lamp".
+        search_images: validation images per trial; all are used when there are fewer.
+        theta_bound: the search scales a layer's saliency by exp(theta), |theta| <= theta_bound.
+        paper_lambda: worth of one unit of sparsity in units of error, reached in the last round of "paper".
+        splicing: let dropped weights come back while fine-tuning; False fixes each round's masks.
+        surgery_gamma, surgery_power: masks change with probability (1 + gamma * step) ** -power.
+        batch_size: images per step. lr: peak learning rate of dense fine-tuning (SGD, cosine per phase).
+        prune_lr: peak learning rate of the rounds and the final phase; None for the same as ``lr``.
+        momentum: of SGD. weight_decay: L2 factor.
+        distillation: weight of the dense teacher's soft targets in the loss, in [0, 1]; 0 is off.
+        temperature: softens the logits of teacher and student.
+        label_smoothing: in [0, 1).
+        precision: "float32", "bfloat16" (autocast) or "auto" (bfloat16 where the device has it in hardware).
         image_size: side of the square input in pixels; None for the model's own.
+        augmentation: random changes of training images: "none"; "flip" (left-right); "dihedral" (flips and
+            quarter turns, for images without an up); "crop" (random resized crops, and flips).
         device: "cpu", "cuda" or "cuda:N"; None picks cuda where there is one.
         seed: seeds the splits, the augmentation, the search and the weights.
         workers: processes that load images. out: run directory; None for ``runs/<model>-<time>``.
+
+    Raises:
+        ArgumentError: a value is outside what is allowed.
     """
 
     data: str | None = None
@@ -35,11 +61,61 @@ class CompressConfig:
     dense_epochs: int = 6
     final_epochs: int | None = None
     search: str = "budget"
+    allocation: str = "global"
+    search_images: int = 512
+    theta_bound: float = 2.0
+    paper_lambda: float = 1.0
+    splicing: bool = True
+    surgery_gamma: float = 0.01
+    surgery_power: float = 1.0
     batch_size: int = 32
     lr: float = 0.01
+    prune_lr: float | None = None
+    momentum: float = 0.9
     weight_decay: float = 1e-4
+    distillation: float = 0.0
+    temperature: float = 4.0
+    label_smoothing: float = 0.0
+    precision: str = "auto"
     image_size: int | None = None
+    augmentation: str = "flip"
     device: str | None = None
     seed: int = 0
     workers: int = 0
     out: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.target_density <= 1.0:
+            raise ArgumentError(f"target_density is {self.target_density}; it must be above 0 and at most 1")
+        for name, allowed in (
+            ("search", SEARCHES),
+            ("allocation", ALLOCATIONS),
+            ("precision", PRECISIONS),
+            ("augmentation", AUGMENTATIONS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ArgumentError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        for name in ("rounds", "trials", "epochs", "batch_size", "search_images"):
+            self._at_least(name, 1)
+        for name in ("dense_epochs", "final_epochs", "seed", "workers"):
+            self._at_least(name, 0)
+        for name in ("lr", "prune_lr", "temperature", "theta_bound"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ArgumentError(f"{name} is {value}; it must be a positive number")
+        for name in ("weight_decay", "paper_lambda", "surgery_gamma", "surgery_power"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ArgumentError(f"{name} is {value}; it must be a number of at least 0")
+        for name in ("momentum", "label_smoothing"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ArgumentError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if not 0.0 <= self.distillation <= 1.0:
+            raise ArgumentError(f"distillation is {self.distillation}; it must lie between 0 and 1")
+        if self.image_size is not None and self.image_size < 1:
+            raise ArgumentError(f"image_size is {self.image_size}; it must be at least 1 pixel")
+
+    def _at_least(self, name: str, smallest: int) -> None:
+        value = getattr(self, name)
+        if value is not None and value < smallest:
+            raise ArgumentError(f"{name} is {value}; it must be at least {smallest}")
