@@ -35,6 +35,8 @@ class CompressConfig:
         surgery_gamma, surgery_power: masks change with probability (1 + gamma * step) ** -power.
         batch_size: images per step. lr: peak learning rate of dense fine-tuning (SGD, cosine per phase).
         prune_lr: peak learning rate of the rounds and the final phase; None for the same as ``lr``.
+        warmup: epochs over which the dense phase's learning rate rises from 0, at most half of them.
+        max_grad_norm: gradients are scaled down to this L2 norm; 0 leaves them as they are.
         momentum: of SGD. weight_decay: L2 factor.
         distillation: weight of the dense teacher's soft targets in the loss, in [0, 1]; 0 is off.
         temperature: softens the logits of teacher and student.
@@ -71,6 +73,8 @@ class CompressConfig:
     batch_size: int = 32
     lr: float = 0.01
     prune_lr: float | None = None
+    warmup: float = 1.0
+    max_grad_norm: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 1e-4
     distillation: float = 0.0
@@ -103,7 +107,7 @@ class CompressConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ArgumentError(f"{name} is {value}; it must be a positive number")
-        for name in ("weight_decay", "paper_lambda", "surgery_gamma", "surgery_power"):
+        for name in ("warmup", "max_grad_norm", "weight_decay", "paper_lambda", "surgery_gamma", "surgery_power"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ArgumentError(f"{name} is {value}; it must be a number of at least 0")

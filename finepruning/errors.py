@@ -35,3 +35,7 @@ class DeviceError(FinepruningError):
 
 class RunError(FinepruningError):
     """A run directory cannot be written, read or resumed."""
+
+
+class TrainingError(FinepruningError):
+    """Training cannot go on, for instance because the loss is no longer a number."""

@@ -1,0 +1,28 @@
+"""Random search: the control that Bayesian optimization has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from finepruning.search.space import Space
+from finepruning.search.trial import Proposal, Trial
+from finepruning.seeding import derive_seed
+
+
+class RandomSearch:
+    """The same starting points, then uniform points of the cube."""
+
+    def __init__(self, space: Space, seed: int, previous: Sequence[float] | None = None) -> None:
+        self._space = space
+        self._seed = seed
+        self._starts = space.starts(previous)
+
+    def propose(self, history: Sequence[Trial]) -> Proposal:
+        index = len(history)
+        if index < len(self._starts):
+            return self._starts[index]
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "random", index))
+        x = torch.rand(self._space.dimensions, generator=generator, dtype=torch.float64)
+        return Proposal(self._space.canonical(x.tolist()), "random")

@@ -1,0 +1,97 @@
+"""One epoch of fine-tuning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from finepruning.errors import TrainingError
+from finepruning.pruning import Surgery
+from finepruning.training.evaluate import Batches
+from finepruning.training.losses import training_loss
+from finepruning.training.precision import autocast
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What stays the same over a phase; see `finepruning.config.CompressConfig` for the fields."""
+
+    device: torch.device
+    precision: str
+    max_grad_norm: float = 0.0
+    distillation: float = 0.0
+    temperature: float = 1.0
+    label_smoothing: float = 0.0
+
+
+def train_epoch(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
+    recipe: Recipe,
+    learning_rate: Callable[[int], float],
+    *,
+    surgery: Surgery | None = None,
+    teacher: nn.Module | None = None,
+    after_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> float:
+    """Train for one pass over ``batches``.
+
+    Args:
+        learning_rate: of a step, counted from 0 in this epoch.
+        surgery: where given, the optimizer updates the weights behind its masks.
+        teacher: in eval mode; its logits enter the loss with weight ``recipe.distillation``.
+        after_step: called with the step and its loss when the weights have been updated.
+
+    Returns:
+        Mean training loss over the images.
+
+    Raises:
+        TrainingError: the loss is not finite; the weights are those before that step.
+    """
+    module.train()
+    total, images = 0.0, 0
+    for step, (x, y) in enumerate(batches):
+        x = x.to(recipe.device, memory_format=torch.channels_last, non_blocking=True)
+        y = y.to(recipe.device, non_blocking=True)
+        rate = learning_rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(recipe.precision, recipe.device):
+            logits = module(x)
+        loss = training_loss(
+            logits.float(),
+            y,
+            _teach(teacher, x, recipe),
+            distillation=recipe.distillation,
+            temperature=recipe.temperature,
+            label_smoothing=recipe.label_smoothing,
+        )
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(f"the training loss became {value} at step {step}, learning rate {rate:.3g}")
+        loss.backward()
+        if recipe.max_grad_norm:
+            nn.utils.clip_grad_norm_(module.parameters(), recipe.max_grad_norm)
+        if surgery is None:
+            optimizer.step()
+        else:
+            with surgery.dense():
+                optimizer.step()
+        total += value * len(y)
+        images += len(y)
+        after_step(step, value)
+    return total / images
+
+
+def _teach(teacher: nn.Module | None, x: Tensor, recipe: Recipe) -> Tensor | None:
+    if teacher is None or recipe.distillation == 0.0:
+        return None
+    with torch.no_grad(), autocast(recipe.precision, recipe.device):
+        logits: Tensor = teacher(x)
+    return logits.float()
