@@ -1,0 +1,101 @@
+import pytest
+import torch
+from finepruning.kernels import naive
+from finepruning.kernels.conv2d import sparse_conv2d, tile_shape
+from kernel_cases import DEVICE, assert_close, border_is_zero, bordered, poisoned, sparse_weight
+
+# batch, channels, height, width, out channels, kernel, stride, padding, dilation, groups, density
+SHAPES = {
+    "1x1": (1, 8, 5, 7, 9, (1, 1), (1, 1), (0, 0), (1, 1), 1, 0.4),
+    "1x1 map": (3, 16, 1, 1, 10, (1, 1), (1, 1), (0, 0), (1, 1), 1, 0.3),
+    "3x3 on 1x1 map": (2, 6, 1, 1, 4, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0.5),
+    "3x3 batch 3": (3, 5, 9, 7, 6, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0.3),
+    "3x3 batch 16": (16, 4, 5, 4, 3, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0.3),
+    "3x3 batch 17": (17, 3, 5, 5, 4, (3, 3), (2, 2), (1, 1), (1, 1), 1, 0.3),
+    "stride 2 7x7": (1, 3, 17, 15, 8, (7, 7), (2, 2), (3, 3), (1, 1), 1, 0.5),
+    "stride 4 11x11": (2, 3, 35, 27, 4, (11, 11), (4, 4), (2, 2), (1, 1), 1, 0.4),
+    "dilation": (1, 4, 11, 9, 5, (3, 3), (1, 1), (2, 2), (2, 2), 1, 0.4),
+    "uneven": (2, 4, 9, 8, 5, (3, 1), (2, 1), (1, 0), (1, 2), 1, 0.5),
+    "groups": (3, 12, 6, 6, 8, (3, 3), (1, 1), (1, 1), (1, 1), 4, 0.4),
+    "depthwise": (2, 7, 8, 9, 7, (3, 3), (1, 1), (1, 1), (1, 1), 7, 0.6),
+    "depthwise multiplier": (1, 3, 6, 6, 6, (5, 5), (2, 2), (2, 2), (1, 1), 3, 0.6),
+    "one weight": (1, 4, 6, 6, 5, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0.0),
+    "dense": (1, 3, 6, 6, 4, (3, 3), (1, 1), (1, 1), (1, 1), 1, 1.0),
+    "many tiles": (1, 2, 29, 33, 2, (3, 3), (1, 1), (1, 1), (1, 1), 1, 0.5),
+}
+
+
+def _case(name, dtype=torch.float32):
+    n, c, h, w, oc, kernel, stride, padding, dilation, groups, density = SHAPES[name]
+    torch.manual_seed(1)
+    weight = sparse_weight((oc, c // groups, *kernel), density, dtype=dtype)
+    x = torch.randn(n, c, h, w).to(dtype)
+    geometry = {
+        "kernel": kernel,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+    }
+    return x, weight, geometry, naive.conv2d(x, weight, **geometry)
+
+
+@pytest.mark.parametrize(
+    ("name", "halo"), [(name, 2) for name in SHAPES] + [("3x3 batch 3", 0), ("groups", 1)]
+)
+def test_matches_dense(name, halo):
+    x, weight, geometry, expected = _case(name)
+    y, memory = poisoned(tuple(expected.shape), halo)
+    sparse_conv2d(bordered(x, max(geometry["padding"])), weight, y, halo=halo, **geometry)
+    assert_close(y, expected)
+    assert border_is_zero(memory, tuple(expected.shape), halo)
+
+
+def test_input_border_may_be_wider_than_the_padding():
+    x, weight, geometry, expected = _case("uneven")
+    y, _ = poisoned(tuple(expected.shape))
+    sparse_conv2d(bordered(x, 3), weight, y, **geometry)
+    assert_close(y, expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "activation"), [(torch.float32, "relu6"), (torch.float16, "relu"), (torch.bfloat16, None)]
+)
+def test_bias_residual_activation(dtype, activation):
+    x, weight, geometry, expected = _case("groups", dtype)
+    bias = torch.randn(8).to(dtype)
+    residual = torch.randn(expected.shape).to(dtype)
+    y, _ = poisoned(tuple(expected.shape), dtype=dtype)
+    sparse_conv2d(
+        bordered(x, 1),
+        weight,
+        y,
+        bias=bias.to(DEVICE),
+        residual=residual.to(DEVICE),
+        activation=activation,
+        **geometry,
+    )
+    assert_close(y, naive.finish(expected, bias, residual, activation), dtype)
+
+
+def test_all_zero_weight_gives_zero():
+    x, weight, geometry, expected = _case("3x3 batch 3")
+    weight.values.zero_()
+    y, _ = poisoned(tuple(expected.shape))
+    sparse_conv2d(bordered(x, 1), weight, y, **geometry)
+    assert (y == 0).all()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_output_of_any_strides(memory_format):
+    x, weight, geometry, expected = _case("3x3 batch 3")
+    y = torch.full_like(expected, float("nan"), memory_format=memory_format, device=DEVICE)
+    sparse_conv2d(bordered(x, 1), weight, y, **geometry)
+    assert_close(y, expected)
+
+
+def test_tiles_fill_the_device_before_they_grow():
+    assert tile_shape(rows=512, outputs=64 * 28 * 28) == (4, 512)
+    weights, outputs = tile_shape(rows=64, outputs=49)
+    assert (weights, outputs) == (32, 64)
+    assert tile_shape(rows=1000, outputs=1) == (128, 1)
