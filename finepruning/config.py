@@ -74,7 +74,7 @@ class CompressConfig:
     lr: float = 0.01
     prune_lr: float | None = None
     warmup: float = 1.0
-    max_grad_norm: float = 0.0
+    max_grad_norm: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 1e-4
     distillation: float = 0.0
@@ -107,7 +107,14 @@ class CompressConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ArgumentError(f"{name} is {value}; it must be a positive number")
-        for name in ("warmup", "max_grad_norm", "weight_decay", "paper_lambda", "surgery_gamma", "surgery_power"):
+        for name in (
+            "warmup",
+            "max_grad_norm",
+            "weight_decay",
+            "paper_lambda",
+            "surgery_gamma",
+            "surgery_power",
+        ):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ArgumentError(f"{name} is {value}; it must be a number of at least 0")

@@ -32,7 +32,7 @@ def exact_cut(scores: Sequence[Tensor], keep: int) -> list[Tensor]:
     mask = flat > cut
     ties = (flat == cut).nonzero().squeeze(1)
     mask[ties[: keep - int(mask.sum())]] = True
-    return [part.reshape(score.shape) for part, score in zip(mask.split(sizes), scores, strict=True)]
+    return [part.reshape(score.shape) for part, score in zip(torch.split(mask, sizes), scores, strict=True)]
 
 
 def scaled_magnitudes(weights: Sequence[Tensor], theta: Sequence[float]) -> list[Tensor]:

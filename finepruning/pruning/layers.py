@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from torch import nn
 
@@ -23,7 +24,7 @@ def prunable_layers(module: nn.Module) -> dict[str, nn.Parameter]:
     for name, child in module.named_modules():
         if isinstance(child, (nn.Conv2d, nn.Linear)) and id(child.weight) not in seen:
             seen.add(id(child.weight))
-            layers[name] = child.weight
+            layers[name] = cast(nn.Parameter, child.weight)
     if not layers:
         raise ArgumentError("the network has no Conv2d or Linear layer, so there is nothing to prune")
     return layers

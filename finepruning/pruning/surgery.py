@@ -28,6 +28,7 @@ class Surgery:
     Attributes:
         masks: boolean, one a layer, in the order of ``layers``.
         weights: the weights behind the masks.
+        frozen: dropped weights stay zero: neither optimizer steps nor later cuts bring them back.
     """
 
     def __init__(self, layers: Mapping[str, nn.Parameter], weights: Sequence[Tensor] | None = None) -> None:
@@ -37,6 +38,7 @@ class Surgery:
         source = self._parameters if weights is None else weights
         self.weights = [weight.detach().clone(memory_format=torch.preserve_format) for weight in source]
         self.masks = [torch.ones_like(weight, dtype=torch.bool) for weight in self.weights]
+        self.frozen = False
 
     @property
     def kept(self) -> int:
@@ -65,8 +67,9 @@ class Surgery:
         self.set_masks(exact_cut(scores, keep))
         return sum(int((new & ~old).sum()) for new, old in zip(self.masks, before, strict=True))
 
-    def forget(self) -> None:
-        """Set dropped weights to zero: they cannot come back with the value they had."""
+    def freeze(self) -> None:
+        """Fix the masks from here on, and set dropped weights to zero."""
+        self.frozen = True
         for weight, mask in zip(self.weights, self.masks, strict=True):
             weight.mul_(mask)
 
@@ -80,6 +83,8 @@ class Surgery:
         with torch.no_grad():
             for parameter, weight in zip(self._parameters, self.weights, strict=True):
                 weight.copy_(parameter)
+        if self.frozen:
+            self.freeze()
         self._apply()
 
     def _apply(self) -> None:

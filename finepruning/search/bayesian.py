@@ -46,7 +46,7 @@ class BayesianSearch:
 
     def _best_candidate(self, history: Sequence[Trial]) -> Tensor:
         from botorch.fit import fit_gpytorch_mll
-        from botorch.optim import optimize_acqf, optimize_acqf_discrete
+        from botorch.optim.optimize import optimize_acqf, optimize_acqf_discrete
         from gpytorch.mlls import ExactMarginalLogLikelihood
 
         X = torch.tensor([trial.x for trial in history], dtype=torch.float64)
@@ -78,7 +78,7 @@ class BayesianSearch:
         return SingleTaskGP(X, Y, covar_module=kernel, outcome_transform=Standardize(m=1))
 
     def _acquisition(self, model, X: Tensor, Y: Tensor):  # type: ignore[no-untyped-def]
-        from botorch.acquisition import LogExpectedImprovement
+        from botorch.acquisition.analytic import LogExpectedImprovement
         from botorch.acquisition.logei import qLogNoisyExpectedImprovement
 
         if self._space.name == "paper":
@@ -96,7 +96,8 @@ class BayesianSearch:
         low = (center - length * scale / 2).clamp(0, 1)
         high = (center + length * scale / 2).clamp(0, 1)
         seed = int(torch.randint(1 << 31, (1,)))
-        sobol = SobolEngine(dimensions, scramble=True, seed=seed).draw(_CANDIDATES, dtype=torch.float64)
+        engine = SobolEngine(dimensions, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+        sobol = engine.draw(_CANDIDATES, dtype=torch.float64)
         change = torch.rand(_CANDIDATES, dimensions) < min(1.0, 20.0 / dimensions)
         change[torch.arange(_CANDIDATES), torch.randint(dimensions, (_CANDIDATES,))] = True
         return torch.where(change, low + (high - low) * sobol, center)
@@ -127,6 +128,5 @@ def trust_region_length(values: Sequence[float], starts: int) -> float:
 def _relative_lengthscales(model, dimensions: int) -> Tensor:  # type: ignore[no-untyped-def]
     kernel = model.covar_module
     lengthscale = getattr(kernel, "base_kernel", kernel).lengthscale.detach().reshape(-1)
-    scale = torch.ones(dimensions, dtype=torch.float64) * lengthscale
-    scale = scale / scale.log().mean().exp()
-    return scale.clamp(0.25, 4.0)
+    scale: Tensor = torch.ones(dimensions, dtype=torch.float64) * lengthscale
+    return torch.clamp(scale / scale.log().mean().exp(), 0.25, 4.0)

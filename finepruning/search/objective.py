@@ -11,8 +11,8 @@ from finepruning.pruning import Surgery
 from finepruning.search.space import Space
 from finepruning.search.trial import Proposal, Trial
 from finepruning.training import evaluate, recalibrated
-from finepruning.training.evaluate import Batches
 from finepruning.training.epoch import Recipe
+from finepruning.training.evaluate import Batches
 
 
 class Objective:

@@ -75,7 +75,7 @@ def train_epoch(
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(f"the training loss became {value} at step {step}, learning rate {rate:.3g}")
-        loss.backward()
+        torch.autograd.backward(loss)
         if recipe.max_grad_norm:
             nn.utils.clip_grad_norm_(module.parameters(), recipe.max_grad_norm)
         if surgery is None:

@@ -1,0 +1,341 @@
+"""`finepruning compress`: from a data set and a network to a run directory with a sparse model in it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finepruning import data, models
+from finepruning.config import CompressConfig
+from finepruning.environment import describe_environment
+from finepruning.errors import DeviceError, FinepruningError
+from finepruning.loop import Loop, Phase, budget, phases
+from finepruning.progress import NoProgress, Progress
+from finepruning.pruning import prunable_layers, weights_to_keep
+from finepruning.run import DENSE, REPORT, RunDirectory, check_new, default_path
+from finepruning.training import evaluate, resolve_precision
+from finepruning.training.evaluate import Evaluation
+
+EXPORT = "export and test"
+
+
+class Interrupted(FinepruningError):  # noqa: N818  (it is no failure)
+    """The run was interrupted by the user; it can be resumed from ``run_dir``."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(f"interrupted; continue with --resume {run_dir}")
+        self.run_dir = run_dir
+
+
+def compress(
+    config: CompressConfig, *, progress: Progress | None = None, resume: Path | None = None
+) -> dict[str, Any]:
+    """Fine-tune and prune a network, and write the run directory.
+
+    Args:
+        config: what to do. With ``resume`` the run's own ``config.yaml`` decides, and this is ignored.
+        progress: is told what happens.
+        resume: a run directory to continue after the last epoch or trial it completed. On the CPU, with
+            the same number of threads, the result is the one an uninterrupted run would have had. A
+            finished run is left as it is.
+
+    Returns:
+        The report, as in ``report.json``.
+
+    Raises:
+        ArgumentError, DataError, ModelFileError, DeviceError: before anything is written.
+        RunError: the run directory cannot be written, read or taken up.
+        TrainingError: the loss became NaN or infinite.
+        Interrupted: on KeyboardInterrupt, once there is a run to resume.
+    """
+    progress = progress or NoProgress()
+    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=cuda):
+        if resume is not None:
+            return _resume(Path(resume), progress)
+        resolved = resolve(config)
+        assert resolved.out is not None
+        assert resolved.device is not None
+        check_new(Path(resolved.out))
+        splits, network = _prepare(resolved, progress)
+        weights_to_keep(prunable_layers(network.module), resolved.target_density)
+        with RunDirectory.create(resolved, describe_environment(resolved.device)) as run:
+            return _run(resolved, splits, network, run, progress)
+
+
+def dry_run(config: CompressConfig) -> dict[str, Any]:
+    """What `compress` would do, without doing or writing it.
+
+    Returns:
+        ``config`` (resolved), ``classes``, ``images`` a split, ``messages``, ``layers`` (name, shape, size),
+        ``rounds`` (round, budget, weights) and ``estimate_seconds`` (from timing two training steps).
+    """
+    resolved = resolve(config)
+    with torch.random.fork_rng(devices=[]):
+        splits, network = _prepare(resolved, NoProgress())
+        layers = prunable_layers(network.module)
+        weights_to_keep(layers, resolved.target_density)
+        sizes = [{"name": n, "shape": list(w.shape), "size": w.numel()} for n, w in layers.items()]
+        rounds = [
+            {
+                "round": number,
+                "budget": budget(resolved, number),
+                "weights": weights_to_keep(layers, budget(resolved, number)),
+            }
+            for number in range(1, resolved.rounds + 1)
+        ]
+        return {
+            "config": dataclasses.asdict(resolved),
+            "classes": list(splits.classes),
+            "images": _sizes(splits),
+            "messages": [*splits.messages, *network.messages],
+            "layers": sizes,
+            "rounds": rounds,
+            "estimate_seconds": _estimate(resolved, splits, network.module),
+        }
+
+
+def resolve(config: CompressConfig) -> CompressConfig:
+    """Replace every None and "auto" by what it means here, and paths by absolute ones.
+
+    Raises:
+        ArgumentError: unknown model. DeviceError: there is no such device.
+    """
+    name = models.resolve(config.model)
+    device = _device(config.device)
+    folder = config.data is not None and not config.data.lower().startswith("torchvision:")
+    in_file = config.weights not in ("default", "none")
+    return dataclasses.replace(
+        config,
+        data=str(Path(config.data).expanduser().absolute()) if folder and config.data else config.data,
+        model=name,
+        weights=str(Path(config.weights).expanduser().absolute()) if in_file else config.weights,
+        final_epochs=config.epochs if config.final_epochs is None else config.final_epochs,
+        prune_lr=config.lr if config.prune_lr is None else config.prune_lr,
+        precision=resolve_precision(config.precision, device),
+        image_size=config.image_size or models.input_spec(name).image_size,
+        device=str(device),
+        out=str((Path(config.out) if config.out else default_path(name)).expanduser().absolute()),
+    )
+
+
+def _resume(path: Path, progress: Progress) -> dict[str, Any]:
+    with RunDirectory.open(path) as run:
+        report = run.report()
+        if report is not None:
+            progress.message(f"{run.path} is finished already; its report is {run.path / REPORT}")
+            return report
+        config = dataclasses.replace(run.config(), out=str(run.path))
+        _device(config.device)
+        threads = run.environment().get("threads")
+        if threads != torch.get_num_threads():
+            progress.message(
+                f"this run began with {threads} threads and goes on with {torch.get_num_threads()}: "
+                "the result can differ in rounding"
+            )
+        splits, network = _prepare(config, progress)
+        return _run(config, splits, network, run, progress)
+
+
+def _prepare(config: CompressConfig, progress: Progress) -> tuple[data.Splits, models.Network]:
+    spec = models.input_spec(config.model)
+    assert config.image_size is not None
+    splits = data.load(
+        config.data,
+        image_size=config.image_size,
+        mean=spec.mean,
+        std=spec.std,
+        seed=config.seed,
+        workers=config.workers,
+        augmentation=config.augmentation,
+    )
+    network = models.create(
+        config.model, len(splits.classes), config.weights, config.seed, image_size=config.image_size
+    )
+    for message in [*splits.messages, *network.messages]:
+        progress.message(message)
+    network.module.to(torch.device(config.device or "cpu"), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return splits, network
+
+
+def _run(
+    config: CompressConfig,
+    splits: data.Splits,
+    network: models.Network,
+    run: RunDirectory,
+    progress: Progress,
+) -> dict[str, Any]:
+    try:
+        loop = Loop(config, network.module, splits, run, progress)
+        progress.plan([*loop.plan(), (EXPORT, 3)])
+        loop.run()
+        progress.start(EXPORT)
+        return _finish(config, splits, network, run, loop, progress)
+    except KeyboardInterrupt:
+        raise Interrupted(run.path) from None
+
+
+def _finish(
+    config: CompressConfig,
+    splits: data.Splits,
+    network: models.Network,
+    run: RunDirectory,
+    loop: Loop,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Export the model, look at the test split for the first time, and write the report."""
+    from finepruning import report as reporting
+    from finepruning.engine import SparseModel
+
+    started = time.perf_counter()
+    device = torch.device(config.device or "cpu")
+    module = network.module.eval().to(memory_format=torch.contiguous_format)
+    target = run.path / "model"
+    if target.exists():
+        shutil.rmtree(target)  # from an export that was interrupted
+    example = torch.zeros(1, 3, network.image_size, network.image_size, device=device)
+    SparseModel.from_dense(
+        module,
+        example,
+        preprocessing=splits.preprocessing.to_json(),
+        classes=splits.classes,
+        provenance=_provenance(config, splits),
+    ).save_pretrained(target)
+    progress.advance()
+    accuracy = _test(module, splits, device)
+    dense = copy.deepcopy(module)
+    stored = run.read_tensors(DENSE)
+    assert stored is not None
+    dense.load_state_dict(stored[0])
+    dense_accuracy = _test(dense, splits, device)
+    progress.advance()
+    sparse_accuracy = _test(SparseModel.from_pretrained(target, device=str(device)), splits, device)
+    seconds = {**loop.facts.seconds, "export": time.perf_counter() - started}
+    seconds["total"] = sum(seconds.values())
+    layers = _layers(loop.layers)
+    last = _last(loop)
+    content: dict[str, Any] = {
+        "name": run.path.name,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "model": network.name,
+        "data": splits.name,
+        "seed": config.seed,
+        "config": dataclasses.asdict(config),
+        "environment": run.environment(),
+        "dense_accuracy": dense_accuracy.accuracy,
+        "dense_validation_loss": loop.facts.dense["validation_loss"],
+        "accuracy": accuracy.accuracy,
+        "sparse_accuracy": sparse_accuracy.accuracy,
+        "density": sum(layer["nnz"] for layer in layers) / sum(layer["size"] for layer in layers),
+        "target_density": config.target_density,
+        "bytes_dense": (run.path / DENSE).stat().st_size,
+        "bytes_sparse": sum(file.stat().st_size for file in target.rglob("*") if file.is_file()),
+        "classes": list(splits.classes),
+        "images": _sizes(splits),
+        "layers": layers,
+        "seconds": seconds,
+        "rounds": loop.facts.rounds,
+        "pareto": _pareto(run, loop, last),
+        "history": loop.facts.history,
+    }
+    reporting.write(run.path, content)
+    run.write_json(REPORT, content)  # last: it marks the run as finished
+    progress.advance()
+    return content
+
+
+def _test(model: nn.Module, splits: data.Splits, device: torch.device) -> Evaluation:
+    return evaluate(model, splits.test.batches(32), device)
+
+
+def _layers(layers: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+    rows = []
+    for name, weight in layers.items():
+        nnz, size = int(torch.count_nonzero(weight)), weight.numel()
+        rows.append(
+            {"name": name, "shape": list(weight.shape), "size": size, "nnz": nnz, "density": nnz / size}
+        )
+    return rows
+
+
+def _last(loop: Loop) -> dict[str, float]:
+    """Validation figures of the network as it is at the end."""
+    entry = loop.facts.history[-1] if loop.facts.history else loop.facts.rounds[-1]
+    return {"loss": entry["validation_loss"], "accuracy": entry["validation_accuracy"]}
+
+
+def _pareto(run: RunDirectory, loop: Loop, last: dict[str, float]) -> list[dict[str, Any]]:
+    """Density against validation loss and accuracy, of everything that was evaluated."""
+    dense = loop.facts.dense
+    rounds = loop.facts.rounds
+    return [
+        _point(1.0, dense["validation_loss"], dense["validation_accuracy"], "dense"),
+        *(_point(t.density, t.loss, t.accuracy, "trial") for t in run.trials()),
+        *(_point(r["density"], r["validation_loss"], r["validation_accuracy"], "round") for r in rounds),
+        _point(rounds[-1]["density"], last["loss"], last["accuracy"], "final"),
+    ]
+
+
+def _point(density: float, loss: float, accuracy: float, kind: str) -> dict[str, Any]:
+    return {"density": density, "loss": loss, "accuracy": accuracy, "kind": kind}
+
+
+def _provenance(config: CompressConfig, splits: data.Splits) -> dict[str, Any]:
+    """Where the model came from, without paths and times: equal runs give equal files."""
+    return {
+        "model": config.model,
+        "data": Path(splits.name).name,
+        "seed": config.seed,
+        "search": config.search,
+        "target_density": config.target_density,
+    }
+
+
+def _sizes(splits: data.Splits) -> dict[str, int]:
+    return {
+        "train": len(splits.train),
+        "validation": len(splits.validation),
+        "test": len(splits.test),
+    }
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"device {name!r} is unknown; use cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {name!r} is not supported; use cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise DeviceError(f"device {name!r}: this machine has {found} CUDA devices; use --device cpu")
+    return device
+
+
+def _estimate(config: CompressConfig, splits: data.Splits, module: nn.Module) -> float:
+    """Seconds of training and searching, from the second of two training steps."""
+    device = torch.device(config.device or "cpu")
+    x, y = next(splits.train.batches(config.batch_size, shuffle=0))
+    x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
+    module.train()
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            logits: Tensor = module(x)
+        torch.autograd.backward(nn.functional.cross_entropy(logits.float(), y))
+        seconds = time.perf_counter() - started
+    planned: list[Phase] = phases(config)
+    images = sum(phase.epochs for phase in planned) * (len(splits.train) + len(splits.validation) / 3)
+    trials = 0 if config.search == "none" else config.rounds * config.trials
+    images += trials * min(config.search_images, len(splits.validation)) / 3
+    return seconds * images / len(y)

@@ -1,0 +1,424 @@
+"""The fine-pruning loop: dense fine-tuning, rounds of search and fine-tuning, a final phase.
+
+The loop is a fixed list of phases, each of a known number of steps (epochs or trials). After every step
+its state goes to disk; a resumed loop starts at the step after the last one saved.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finepruning.config import CompressConfig
+from finepruning.data import Splits
+from finepruning.errors import TrainingError
+from finepruning.progress import Progress
+from finepruning.pruning import (
+    ALLOCATION_RULES,
+    Surgery,
+    prunable_layers,
+    theta_for,
+    update_probability,
+    weights_to_keep,
+)
+from finepruning.run import DENSE, STATE, RunDirectory
+from finepruning.search import (
+    BayesianSearch,
+    BudgetSpace,
+    Objective,
+    PaperSpace,
+    RandomSearch,
+    Search,
+    Space,
+    Trial,
+    best,
+)
+from finepruning.seeding import derive_seed
+from finepruning.training import Evaluation, Recipe, cosine, evaluate, train_epoch
+
+CALIBRATION_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One entry of the loop: ``kind`` is "dense", "search", "round" or "final"."""
+
+    kind: str
+    round: int
+    title: str
+    epochs: int = 0
+
+
+@dataclass
+class Facts:
+    """What the loop knows besides tensors; JSON all through.
+
+    Attributes:
+        phase, step: index of the phase to go on with, and how many of its epochs are done.
+        theta: of the current round. previous: theta of the round before.
+        spliced: weights re-admitted in the current round so far.
+        dense: validation loss and accuracy of the dense network.
+        rounds, history, seconds: as in report.json.
+    """
+
+    phase: int = 0
+    step: int = 0
+    theta: list[float] = field(default_factory=list)
+    previous: list[float] | None = None
+    spliced: int = 0
+    dense: dict[str, float] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"dense": 0.0, "search": 0.0, "fine_tune": 0.0, "final": 0.0}
+    )
+
+
+def phases(config: CompressConfig) -> list[Phase]:
+    """The phases of a run, in order."""
+    result = [Phase("dense", 0, "dense fine-tuning", config.dense_epochs)]
+    for number in range(1, config.rounds + 1):
+        title = f"round {number}/{config.rounds}"
+        result.append(Phase("search", number, f"{title}: search"))
+        result.append(Phase("round", number, f"{title}: fine-tuning", config.epochs))
+    final = config.epochs if config.final_epochs is None else config.final_epochs
+    result.append(Phase("final", config.rounds, "final fine-tuning", final))
+    return result
+
+
+def budget(config: CompressConfig, number: int) -> float:
+    """Density after round ``number`` (from 1): from 1 to the target in equal ratios."""
+    return float(config.target_density ** (number / config.rounds))
+
+
+class Loop:
+    """Runs the phases on one network; see `run`."""
+
+    def __init__(
+        self, config: CompressConfig, module: nn.Module, splits: Splits, run: RunDirectory, progress: Progress
+    ) -> None:
+        """``config`` is resolved. ``module`` is trained in place. State found in ``run`` is taken up.
+
+        Raises:
+            ArgumentError: the target density leaves less than one weight a layer.
+        """
+        assert config.device is not None
+        self.config = config
+        self.splits = splits
+        self.module = module
+        self.layers = prunable_layers(module)
+        weights_to_keep(self.layers, config.target_density)
+        self._run = run
+        self._progress = progress
+        self._phases = phases(config)
+        self._device = torch.device(config.device)
+        self._surgery: Surgery | None = None
+        self._momentum: dict[str, Tensor] = {}
+        self._teacher: nn.Module | None = None
+        self.facts = Facts()
+        self._restore()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch; an incomplete last one is left out."""
+        return max(1, len(self.splits.train) // self.config.batch_size)
+
+    def keep(self, number: int) -> int:
+        """Weights that round ``number`` keeps."""
+        return weights_to_keep(self.layers, max(budget(self.config, number), self.config.target_density))
+
+    def plan(self) -> list[tuple[str, int]]:
+        """Phases and their number of units, for `Progress.plan`."""
+        trials = 1 if self.config.search == "none" else self.config.trials
+        return [
+            (phase.title, trials if phase.kind == "search" else phase.epochs * self.steps_per_epoch)
+            for phase in self._phases
+        ]
+
+    def run(self) -> None:
+        """Run what is left of the phases. Ends with the pruned network in ``module``."""
+        while self.facts.phase < len(self._phases):
+            phase = self._phases[self.facts.phase]
+            self._progress.start(phase.title)
+            if phase.kind == "search":
+                self._choose(phase)
+            else:
+                self._tune(phase)
+            self.facts.phase, self.facts.step = self.facts.phase + 1, 0
+            self._momentum = {}
+            self._save()
+
+    def masks(self) -> list[Tensor]:
+        """Masks of the pruned network, in the order of ``layers``."""
+        assert self._surgery is not None
+        return self._surgery.masks
+
+    # --- choosing where to prune ---------------------------------------------------------------
+
+    def _choose(self, phase: Phase) -> None:
+        started = time.perf_counter()
+        if self._surgery is None:
+            self._surgery = Surgery(self.layers)
+        surgery, keep, facts = self._surgery, self.keep(phase.round), self.facts
+        entry: dict[str, Any] = {
+            "round": phase.round,
+            "budget": budget(self.config, phase.round),
+            "search": self.config.search,
+            "trials": 0,
+            "best_loss": None,
+            "baseline_loss": None,
+        }
+        if self.config.search == "none":
+            counts = ALLOCATION_RULES[self.config.allocation](surgery.weights, keep)
+            facts.theta = theta_for(surgery.weights, counts)
+            self._progress.advance()
+        else:
+            trials = self._search(phase, surgery, keep)
+            chosen = best(trials)
+            facts.theta = list(chosen.theta)
+            entry |= {
+                "trials": len(trials),
+                "best_loss": chosen.loss,
+                "baseline_loss": trials[0].loss,
+            }
+            self._progress.message(
+                f"{phase.title}: {len(trials)} trials, validation loss {trials[0].loss:.3f} (global) -> "
+                f"{chosen.loss:.3f} ({chosen.kind})"
+            )
+        surgery.cut(facts.theta, keep)
+        facts.rounds.append(entry)
+        facts.spliced = 0
+        facts.seconds["search"] += time.perf_counter() - started
+
+    def _search(self, phase: Phase, surgery: Surgery, keep: int) -> list[Trial]:
+        config = self.config
+        space: Space
+        if config.search == "paper":
+            trade_off = config.paper_lambda * phase.round / config.rounds
+            space = PaperSpace(surgery.weights, keep, trade_off)
+        else:
+            space = BudgetSpace(surgery.weights, keep, config.theta_bound)
+        seed = derive_seed(config.seed, "search", phase.round)
+        make = RandomSearch if config.search == "random" else BayesianSearch
+        search: Search = make(space, seed, self.facts.previous)
+        objective = Objective(
+            self.module, surgery, space, self._search_batches(), self._calibration(), self._recipe()
+        )
+        trials = [trial for trial in self._run.trials() if trial.round == phase.round]
+        self._progress.advance(len(trials))
+        for index in range(len(trials), config.trials):
+            trial = objective(search.propose(trials), phase.round, index)
+            self._run.append_trial(trial)
+            trials.append(trial)
+            self._progress.advance(loss=trial.loss, best=best(trials).loss)
+        return trials
+
+    def _search_batches(self) -> list[tuple[Tensor, Tensor]]:
+        """The same validation images for every trial of the run, as ready-made batches."""
+        size = min(64, self.config.search_images)
+        batches = self.splits.validation.batches(size, shuffle=derive_seed(self.config.seed, "search images"))
+        return list(itertools.islice(batches, max(1, self.config.search_images // size)))
+
+    def _calibration(self) -> list[tuple[Tensor, Tensor]]:
+        """Training images for BatchNorm statistics; none are needed without such layers."""
+        if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.module.modules()):
+            return []
+        seed = derive_seed(self.config.seed, "calibration")
+        batches = self.splits.train.batches(self.config.batch_size, shuffle=seed, drop_last=True)
+        return list(itertools.islice(batches, CALIBRATION_BATCHES))
+
+    # --- fine-tuning ---------------------------------------------------------------------------
+
+    def _tune(self, phase: Phase) -> None:
+        self._begin(phase)
+        optimizer = self._optimizer()
+        for epoch in range(self.facts.step, phase.epochs):
+            self._epoch(phase, epoch, optimizer)
+            self.facts.step = epoch + 1
+            self._momentum = _momentum(optimizer)
+            if self.facts.step < phase.epochs:
+                self._save()
+        self._end(phase)
+
+    def _begin(self, phase: Phase) -> None:
+        surgery = self._surgery
+        if surgery is not None and (phase.kind == "final" or not self.config.splicing):
+            surgery.freeze()
+        if phase.kind != "dense" and self.config.distillation > 0 and self._teacher is None:
+            self._teacher = self._load_teacher()
+        self._progress.advance(self.facts.step * self.steps_per_epoch)
+
+    def _epoch(self, phase: Phase, epoch: int, optimizer: torch.optim.Optimizer) -> None:
+        started = time.perf_counter()
+        config, steps = self.config, self.steps_per_epoch
+        place = (phase.kind, phase.round, epoch)
+        torch.manual_seed(derive_seed(config.seed, "network", *place))  # dropout draws from the global one
+        draw = random.Random(derive_seed(config.seed, "surgery", *place))
+        peak = config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
+        warmup = min(config.warmup, phase.epochs / 2) if phase.kind == "dense" else 0.0
+
+        def rate(step: int) -> float:
+            return cosine(epoch * steps + step, phase.epochs * steps, peak, round(warmup * steps))
+
+        def after_step(step: int, loss: float) -> None:
+            if phase.kind == "round" and config.splicing:
+                chance = update_probability(epoch * steps + step, config.surgery_gamma, config.surgery_power)
+                if draw.random() < chance:
+                    self._update_masks(phase)
+            self._progress.advance(loss=loss)
+
+        try:
+            loss = train_epoch(
+                self.module,
+                optimizer,
+                self.splits.train.batches(
+                    config.batch_size,
+                    shuffle=derive_seed(config.seed, "images", *place),
+                    augment=True,
+                    drop_last=True,
+                ),
+                self._recipe(),
+                rate,
+                surgery=self._surgery,
+                teacher=self._teacher,
+                after_step=after_step,
+            )
+        except TrainingError as error:
+            raise TrainingError(
+                f"{phase.title}, epoch {epoch + 1}: {error}. The last good state is kept in "
+                f"{self._run.path}; start again with a lower --lr (now {config.lr:g}) or --max-grad-norm 1"
+            ) from None
+        result = self._validate()
+        seconds = time.perf_counter() - started
+        self._record(phase, epoch, loss, result, rate(0), seconds)
+
+    def _update_masks(self, phase: Phase) -> None:
+        assert self._surgery is not None
+        self.facts.spliced += self._surgery.update(self.facts.theta, self.keep(phase.round))
+
+    def _record(
+        self, phase: Phase, epoch: int, loss: float, result: Evaluation, rate: float, seconds: float
+    ) -> None:
+        key = {"dense": "dense", "round": "fine_tune", "final": "final"}[phase.kind]
+        self.facts.seconds[key] += seconds
+        self.facts.history.append(
+            {
+                "phase": phase.kind,
+                "round": phase.round,
+                "epoch": epoch + 1,
+                "train_loss": loss,
+                "validation_loss": result.loss,
+                "validation_accuracy": result.accuracy,
+                "lr": rate,
+                "density": self._density(),
+                "seconds": seconds,
+            }
+        )
+        self._progress.message(
+            f"{phase.title}, epoch {epoch + 1}/{phase.epochs}: train loss {loss:.3f}, validation loss "
+            f"{result.loss:.3f}, accuracy {result.accuracy:.3f}"
+        )
+
+    def _end(self, phase: Phase) -> None:
+        """Note how the phase ended; without an epoch in it, the network is validated as it is."""
+        if phase.kind == "final":
+            return
+        if phase.epochs:
+            last = self.facts.history[-1]
+            result = Evaluation(last["validation_loss"], last["validation_accuracy"])
+        else:
+            result = self._validate()
+        figures = {"validation_loss": result.loss, "validation_accuracy": result.accuracy}
+        if phase.kind == "dense":
+            self.facts.dense = figures
+            self._run.write_tensors(DENSE, self.module.state_dict(), figures)
+            return
+        self.facts.rounds[-1] |= {**figures, "density": self._density(), "spliced": self.facts.spliced}
+        self.facts.previous = self.facts.theta
+
+    def _validate(self) -> Evaluation:
+        batches = self.splits.validation.batches(self.config.batch_size)
+        return evaluate(self.module, batches, self._device, self.config.precision)
+
+    def _density(self) -> float:
+        if self._surgery is None:
+            return 1.0
+        return self._surgery.kept / sum(weight.numel() for weight in self.layers.values())
+
+    def _recipe(self) -> Recipe:
+        config = self.config
+        return Recipe(
+            self._device,
+            config.precision,
+            max_grad_norm=config.max_grad_norm,
+            distillation=config.distillation,
+            temperature=config.temperature,
+            label_smoothing=config.label_smoothing,
+        )
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        optimizer = torch.optim.SGD(
+            self.module.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        parameters = list(self.module.parameters())
+        for key, value in self._momentum.items():
+            parameter = parameters[int(key)]
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(value)
+        return optimizer
+
+    def _load_teacher(self) -> nn.Module:
+        stored = self._run.read_tensors(DENSE)
+        assert stored is not None
+        teacher = copy.deepcopy(self.module)
+        teacher.load_state_dict(stored[0])
+        return teacher.eval().requires_grad_(False)
+
+    # --- state ---------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
+        if self._surgery is not None:
+            for name, weight, mask in zip(
+                self.layers, self._surgery.weights, self._surgery.masks, strict=True
+            ):
+                tensors[f"module.{name}.weight"] = weight
+                tensors[f"mask.{name}"] = mask
+        tensors |= {f"momentum.{key}": value for key, value in self._momentum.items()}
+        self._run.write_tensors(STATE, tensors, vars(self.facts))
+
+    def _restore(self) -> None:
+        stored = self._run.read_tensors(STATE)
+        if stored is None:
+            return
+        tensors, facts = stored
+        self.facts = Facts(**facts)
+        self.module.load_state_dict(dict(_under("module.", tensors)))
+        masks = dict(_under("mask.", tensors))
+        if masks:
+            self._surgery = Surgery(self.layers)
+            self._surgery.set_masks([masks[name].to(self._device) for name in self.layers])
+        self._momentum = dict(_under("momentum.", tensors))
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            yield name.removeprefix(prefix), tensor
+
+
+def _momentum(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    parameters = optimizer.param_groups[0]["params"]
+    return {
+        str(index): optimizer.state[parameter]["momentum_buffer"]
+        for index, parameter in enumerate(parameters)
+        if optimizer.state[parameter].get("momentum_buffer") is not None
+    }
