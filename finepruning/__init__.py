@@ -1,5 +1,10 @@
 """Fine-tune and prune CNNs together, then run the sparse result fast on CPU and CUDA."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from finepruning.errors import (
     ArgumentError,
     CaptureError,
@@ -11,7 +16,13 @@ from finepruning.errors import (
     RunError,
 )
 
+if TYPE_CHECKING:
+    from finepruning.engine import SparseModel as SparseModel
+
 __version__ = "0.1.0"
+
+# Imported at first use: each of them imports torch.
+_LAZY = {"SparseModel": "finepruning.engine"}
 
 __all__ = [
     "ArgumentError",
@@ -22,5 +33,18 @@ __all__ = [
     "InputError",
     "ModelFileError",
     "RunError",
+    "SparseModel",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
