@@ -1,0 +1,102 @@
+"""`finepruning compress`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finepruning.commands.config_file import read_config
+from finepruning.commands.options import Debug, with_config_options
+from finepruning.config import CompressConfig
+from finepruning.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INTERRUPTED = 130
+
+
+@with_config_options
+def command(
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Continue the run in this directory.", show_default=False)
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", help="YAML file of these options; the command line wins.", show_default=False
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON at the end.")] = False,
+    debug: Debug = False,
+    **given: Any,
+) -> None:
+    """Fine-tune and prune a network to a folder of images.
+
+    [dim]finepruning compress[/dim]  a demonstration on built-in data, in minutes
+    [dim]finepruning compress photos/ --model resnet50 --target-density 0.05[/dim]
+    [dim]finepruning compress --resume runs/latest[/dim]
+    """
+    asked = {name: value for name, value in given.items() if value is not None}
+    if resume is not None and (asked or config is not None):
+        named = ", ".join(["--config"] * (config is not None) + ["--" + n.replace("_", "-") for n in asked])
+        raise ArgumentError(f"--resume continues a run with its own options; leave out {named}")
+    values = {**(read_config(config) if config is not None else {}), **asked}
+    settings = CompressConfig(**values)
+
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if dry_run:
+        from finepruning.compress import dry_run as describe
+
+        _print(describe(settings), as_json, _show_plan, console)
+        return
+    report = _compress(settings, resume)
+    _print(report, as_json, _show_summary, console)
+
+
+def _compress(settings: CompressConfig, resume: Path | None) -> dict[str, Any]:
+    from finepruning.report.progress import progress_for
+
+    progress = progress_for()
+    try:
+        from finepruning.compress import Interrupted, compress
+
+        try:
+            return compress(settings, progress=progress, resume=resume)
+        except Interrupted as stop:
+            progress.close()
+            typer.echo(
+                f"interrupted; to continue: finepruning compress --resume {stop.run_dir}",
+                err=True,
+            )
+            raise typer.Exit(INTERRUPTED) from None
+    finally:
+        progress.close()
+
+
+def _print(content: dict[str, Any], as_json: bool, show: Any, console: Console) -> None:
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(content, indent=2))
+    else:
+        show(content, console)
+
+
+def _show_summary(report: dict[str, Any], console: Console) -> None:
+    from finepruning.report.summary import show_summary
+
+    show_summary(report, console)
+
+
+def _show_plan(plan: dict[str, Any], console: Console) -> None:
+    from finepruning.report.summary import show_dry_run
+
+    show_dry_run(plan, console)

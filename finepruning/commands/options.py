@@ -1,0 +1,124 @@
+"""Command-line options made from the fields of `CompressConfig`, and those that several commands share."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from finepruning.config import CompressConfig
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+
+ARGUMENTS = ("data",)  # given by position; every other field is an option
+
+HELP: dict[str, dict[str, str]] = {
+    "Options": {
+        "data": "A folder of images (one subfolder a class; train/val/test above them are "
+        "respected), torchvision:NAME, or nothing for the built-in textures.",
+        "model": "A torchvision classifier such as alexnet or resnet50, timm:NAME, or nothing for "
+        "the small built-in network.",
+        "weights": "default (the model's published weights), none, or a safetensors or torch file.",
+        "device": "cpu, cuda or cuda:N.",
+        "seed": "Seeds the splits, the augmentation, the search and the weights.",
+        "workers": "Processes that load images.",
+        "out": "Run directory.",
+    },
+    "Pruning": {
+        "target_density": "Kept fraction of all prunable weights, in (0, 1].",
+        "rounds": "Rounds of search and fine-tuning; the density falls to its target over them.",
+        "trials": "Candidates that each search evaluates.",
+        "epochs": "Epochs of fine-tuning in each round.",
+        "dense_epochs": "Epochs of dense fine-tuning before the first round.",
+        "final_epochs": "Epochs after the last round, with frozen masks.",
+        "search": "budget (per-layer saliency scales), paper (per-layer thresholds), random, or none.",
+        "allocation": "How --search none spreads the weights over layers: global, uniform, erk or lamp.",
+        "search_images": "Validation images a trial is judged by.",
+        "theta_bound": "Widest per-layer scale the search may try, as a power of e.",
+        "paper_lambda": "Worth of sparsity against error in --search paper.",
+        "splicing": "Let dropped weights come back while fine-tuning.",
+        "surgery_gamma": "Masks change with probability (1 + gamma * step) ** -power.",
+        "surgery_power": "See --surgery-gamma.",
+    },
+    "Training": {
+        "batch_size": "Images per training step.",
+        "lr": "Peak learning rate of dense fine-tuning (SGD, cosine).",
+        "prune_lr": "Peak learning rate while pruning.",
+        "warmup": "Epochs over which the learning rate of dense fine-tuning rises.",
+        "max_grad_norm": "Largest norm of the gradients; 0 leaves them alone.",
+        "momentum": "Momentum of SGD.",
+        "weight_decay": "L2 factor on the weights.",
+        "distillation": "Weight of the dense network's outputs as targets, from 0 (off) to 1.",
+        "temperature": "Softens the outputs for --distillation.",
+        "label_smoothing": "In [0, 1).",
+        "precision": "float32, bfloat16, or auto: bfloat16 where the device has it in hardware.",
+        "image_size": "Side of the square input, in pixels.",
+        "augmentation": "How training images vary: none, flip, dihedral (flips and quarter turns) or crop.",
+    },
+}
+"""Panel of the help text -> field -> what it says."""
+
+_DEFAULTS_IN_WORDS = {
+    "final_epochs": "as --epochs",
+    "prune_lr": "as --lr",
+    "image_size": "the model's own",
+    "device": "cuda where there is one",
+    "out": "runs/MODEL-TIME",
+}
+
+
+def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes ``**given`` one option for each field of `CompressConfig`.
+
+    Every option defaults to None, meaning "not given", so that the command can tell what was asked for on
+    the line from what a file or the defaults say.
+    """
+    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    hints = get_type_hints(CompressConfig)
+    parameters = []
+    for field in fields(CompressConfig):
+        panel, help_text = _described(field.name)
+        default = _DEFAULTS_IN_WORDS.get(field.name, field.default)
+        if default is not None and default is not MISSING and field.name not in ARGUMENTS:
+            help_text += f" [dim]\\[default: {default}][/dim]"
+        flag = "--" + field.name.replace("_", "-")
+        if field.type in (bool, "bool"):
+            flag = f"{flag}/--no-{flag[2:]}"
+        marker: Any
+        if field.name in ARGUMENTS:
+            marker = typer.Argument(help=help_text, show_default=False)
+        else:
+            marker = typer.Option(
+                flag,
+                help=help_text,
+                show_default=False,
+                rich_help_panel=panel,
+            )
+        parameters.append(
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[hints[field.name] | None, marker],
+            )
+        )
+    own_hints = get_type_hints(command, include_extras=True)
+    own = [p.replace(kind=p.KEYWORD_ONLY, annotation=own_hints[p.name]) for p in own]
+    command.__signature__ = inspect.Signature([*parameters, *own])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [*parameters, *own]}
+    return command
+
+
+def _described(name: str) -> tuple[str, str]:
+    """(panel, help text) of a field."""
+    return next(((panel, texts[name]) for panel, texts in HELP.items() if name in texts), ("Options", ""))
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean a or b?" for a misspelt name, or nothing when no known name is near."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
