@@ -1,5 +1,240 @@
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <limits>
+#include <stdexcept>
+
+#include "machine.hpp"
+#include "program.hpp"
 
 namespace py = pybind11;
+using namespace finepruning;
 
-PYBIND11_MODULE(_core, m) { m.doc() = "Sparse convolution and fully connected kernels for the CPU."; }
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+CsrView view(const Array<float>& value, const Array<int32_t>& column, const Array<int32_t>& rowptr) {
+  if (value.ndim() != 1 || column.ndim() != 1 || rowptr.ndim() != 1 || value.size() != column.size() ||
+      rowptr.size() < 2)
+    throw std::invalid_argument("CSR needs one value and one column per nonzero, and rows + 1 row pointers");
+  return {value.data(), column.data(), rowptr.data(), rowptr.size() - 1, value.size()};
+}
+
+Finish finish(const py::object& bias, int residual, const std::string& activation) {
+  Finish f;
+  f.residual = residual;
+  f.low = -std::numeric_limits<float>::infinity();
+  f.high = std::numeric_limits<float>::infinity();
+  if (activation == "relu" || activation == "relu6")
+    f.low = 0.0f;
+  else if (activation != "none")
+    throw std::invalid_argument("only relu and relu6 fuse into a sparse step, not " + activation);
+  if (activation == "relu6") f.high = 6.0f;
+  if (!bias.is_none()) {
+    const auto values = bias.cast<Array<float>>();
+    f.bias.assign(values.data(), values.data() + values.size());
+  }
+  return f;
+}
+
+Activation activation_of(const std::string& name) {
+  const char* names[] = {"none", "relu", "relu6", "hardswish", "hardsigmoid", "silu", "sigmoid", "gelu"};
+  for (int i = 0; i < 8; ++i)
+    if (name == names[i]) return static_cast<Activation>(i);
+  throw std::invalid_argument("unknown activation " + name);
+}
+
+Binary binary_of(const std::string& name) {
+  if (name == "add") return Binary::kAdd;
+  if (name == "mul") return Binary::kMul;
+  throw std::invalid_argument("unknown operation " + name);
+}
+
+Mapping mapping_of(const std::string& name) {
+  const char* names[] = {"lanes", "rows", "flat", "matrix"};
+  for (int i = 0; i < 4; ++i)
+    if (name == names[i]) return static_cast<Mapping>(i);
+  throw std::invalid_argument("unknown mapping " + name);
+}
+
+using Pair = std::pair<int64_t, int64_t>;
+
+std::shared_ptr<PackedConv> make_packed(const Array<float>& value, const Array<int32_t>& column,
+                                        const Array<int32_t>& rowptr, int64_t channels, Pair size,
+                                        int64_t outputs, Pair kernel, Pair stride, Pair padding,
+                                        Pair dilation, int64_t groups, const std::string& mapping) {
+  const ConvShape shape{channels,       size.first,      size.second,   outputs,       kernel.first,
+                        kernel.second,  stride.first,    stride.second, padding.first, padding.second,
+                        dilation.first, dilation.second, groups};
+  const CsrView csr = view(value, column, rowptr);
+  py::gil_scoped_release release;
+  if (mapping == "planar") return PackedConv::planar(shape, csr, select_isa());
+  return std::make_shared<PackedConv>(shape, csr, mapping_of(mapping), select_isa());
+}
+
+std::string kernel_name(const PackedConv& p) {
+  const char* mapping[] = {"lanes", "rows", "flat", "matrix"};
+  return std::string("sparse_") + mapping[static_cast<int>(p.mapping)] + "_" + std::to_string(p.tile_rows) +
+         "x" + std::to_string(p.tile_columns) + "_" + p.isa->name;
+}
+
+py::list kernels() {
+  py::list rows;
+  for (const char* name : {"avx512", "avx2", "portable"}) {
+    const Isa* isa = find_isa(name);
+    if (isa == nullptr) continue;
+    for (int i = 0; i < isa->tile_count; ++i) {
+      py::dict row;
+      row["name"] = "sparse_tile";
+      row["isa"] = name;
+      row["tile"] = py::make_tuple(isa->tiles[i].rows, isa->tiles[i].columns);
+      rows.append(row);
+    }
+    for (const char* other :
+         {"gather_rows", "pool", "pool_lanes", "elementwise", "broadcast", "to_lanes", "from_lanes"}) {
+      py::dict row;
+      row["name"] = other;
+      row["isa"] = name;
+      row["tile"] = py::none();
+      rows.append(row);
+    }
+  }
+  return rows;
+}
+
+int thread_count(int threads) {
+  if (threads < 1 || threads > 4096) throw std::invalid_argument("threads must lie in [1, 4096]");
+  return threads;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Sparse convolution and fully connected kernels for the CPU.";
+
+  py::class_<PackedConv, std::shared_ptr<PackedConv>>(m, "PackedConv")
+      .def(py::init(&make_packed), py::arg("value"), py::arg("column"), py::arg("rowptr"), py::kw_only(),
+           py::arg("channels"), py::arg("size"), py::arg("outputs"), py::arg("kernel"), py::arg("stride"),
+           py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("mapping"))
+      .def_property_readonly("kernel", &kernel_name)
+      .def_property_readonly("nbytes", &PackedConv::bytes)
+      .def_property_readonly("cost", [](const PackedConv& p) { return p.cost; })
+      .def_property_readonly("tile", [](const PackedConv& p) { return Pair(p.tile_rows, p.tile_columns); })
+      .def_property_readonly("blocks", &PackedConv::block_count);
+
+  py::class_<Context, std::shared_ptr<Context>>(m, "Context")
+      .def_property_readonly("nbytes", &Context::bytes);
+
+  py::class_<Program, std::shared_ptr<Program>>(m, "Program")
+      .def(py::init<int64_t>(), py::arg("arena_floats"))
+      .def(
+          "buffer",
+          [](Program& p, const std::string& kind, int64_t offset, int64_t size) {
+            if (kind != "arena" && kind != "input" && kind != "output")
+              throw std::invalid_argument("unknown kind of buffer " + kind);
+            return p.add_buffer(kind == "arena"   ? Buffer::kArena
+                                : kind == "input" ? Buffer::kInput
+                                                  : Buffer::kOutput,
+                                offset, size);
+          },
+          py::arg("kind"), py::arg("offset"), py::arg("size"))
+      .def(
+          "conv",
+          [](Program& p, int source, int target, std::shared_ptr<PackedConv> packed, const py::object& bias,
+             int residual, const std::string& activation, int64_t images) {
+            add_conv(p, source, target, std::move(packed), finish(bias, residual, activation), images);
+          },
+          py::arg("source"), py::arg("target"), py::arg("packed").none(false), py::kw_only(),
+          py::arg("bias") = py::none(), py::arg("residual") = -1, py::arg("activation") = "none",
+          py::arg("images"))
+      .def(
+          "gather_linear",
+          [](Program& p, int source, int target, const Array<float>& value, const Array<int32_t>& column,
+             const Array<int32_t>& rowptr, int64_t columns, const py::object& bias, int residual,
+             const std::string& activation, int64_t images) {
+            add_gather(p, source, target, select_isa(), view(value, column, rowptr), columns,
+                       finish(bias, residual, activation), images);
+          },
+          py::arg("source"), py::arg("target"), py::arg("value"), py::arg("column"), py::arg("rowptr"),
+          py::kw_only(), py::arg("columns"), py::arg("bias") = py::none(), py::arg("residual") = -1,
+          py::arg("activation") = "none", py::arg("images"))
+      .def(
+          "pool",
+          [](Program& p, int source, int target, Pair size, Pair out, Pair kernel, Pair stride, Pair padding,
+             Pair dilation, int64_t planes, bool lanes, bool maximum, bool count_include_pad,
+             int64_t divisor) {
+            const PoolArgs args{size.first,    size.second,       out.first,      out.second,
+                                kernel.first,  kernel.second,     stride.first,   stride.second,
+                                padding.first, padding.second,    dilation.first, dilation.second,
+                                maximum,       count_include_pad, divisor};
+            add_pool(p, source, target, select_isa(), args, planes, lanes);
+          },
+          py::arg("source"), py::arg("target"), py::kw_only(), py::arg("size"), py::arg("out"),
+          py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation") = Pair(1, 1),
+          py::arg("planes"), py::arg("lanes"), py::arg("maximum"), py::arg("count_include_pad") = true,
+          py::arg("divisor") = 0)
+      .def(
+          "elementwise",
+          [](Program& p, int a, int b, int target, int64_t n, const std::string& op,
+             const std::string& activation) {
+            add_elementwise(p, a, b, target, select_isa(), n, binary_of(op), activation_of(activation));
+          },
+          py::arg("a"), py::arg("b"), py::arg("target"), py::kw_only(), py::arg("n"), py::arg("op") = "add",
+          py::arg("activation") = "none")
+      .def(
+          "broadcast",
+          [](Program& p, int a, int b, int target, int64_t images, int64_t channels, int64_t n, bool lanes,
+             const std::string& op, const std::string& activation) {
+            add_broadcast(p, a, b, target, select_isa(), images, channels, n, lanes, binary_of(op),
+                          activation_of(activation));
+          },
+          py::arg("a"), py::arg("b"), py::arg("target"), py::kw_only(), py::arg("images"),
+          py::arg("channels"), py::arg("n"), py::arg("lanes"), py::arg("op"), py::arg("activation") = "none")
+      .def("copy", &add_copy, py::arg("source"), py::arg("target"), py::kw_only(), py::arg("images"),
+           py::arg("n"), py::arg("target_offset"), py::arg("target_stride"))
+      .def(
+          "transpose",
+          [](Program& p, int source, int target, int64_t images, int64_t n, bool to_lanes) {
+            add_transpose(p, source, target, select_isa(), images, n, to_lanes);
+          },
+          py::arg("source"), py::arg("target"), py::kw_only(), py::arg("images"), py::arg("n"),
+          py::arg("to_lanes"))
+      .def("__len__", &Program::size)
+      .def("context_bytes", &Program::context_bytes, py::arg("threads"))
+      .def("acquire", &Program::acquire, py::arg("threads"))
+      .def(
+          "release", [](Program& p, std::shared_ptr<Context> context) { p.release(std::move(context)); },
+          py::arg("context").none(false))
+      .def(
+          "run",
+          [](const Program& p, Context& context, size_t first, size_t last, const Array<float>& input,
+             Array<float>& output) {
+            const float* x = input.data();
+            float* y = output.mutable_data();
+            const int64_t nx = input.size(), ny = output.size();
+            py::gil_scoped_release release;
+            p.run(context, first, last, x, nx, y, ny);
+          },
+          py::arg("context"), py::arg("first"), py::arg("last"), py::arg("input"),
+          py::arg("output").noconvert())
+      .def(
+          "view",
+          [](const Program& p, const std::shared_ptr<Context>& context, int id) {
+            const Buffer& b = p.buffer(id, 0);
+            if (b.kind != Buffer::kArena) throw std::invalid_argument("only arena buffers can be viewed");
+            return py::array_t<float>({b.size}, {4}, context->arena() + b.offset, py::cast(context));
+          },
+          py::arg("context").none(false), py::arg("buffer"));
+
+  m.def("kernels", &kernels);
+  m.def("isa", [] { return std::string(select_isa().name); });
+  m.def(
+      "fma_peak", [](int threads) { return fma_peak(thread_count(threads)); }, py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "read_bandwidth", [](int threads) { return read_bandwidth(thread_count(threads)); }, py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>());
+}

@@ -1,0 +1,90 @@
+// The table of kernels: one implementation per instruction set, chosen once at run time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace finepruning {
+
+// Images, or neighbouring output positions, that lie side by side in one vector.
+inline constexpr int kLanes = 16;
+inline constexpr int kVectorBytes = kLanes * 4;
+// Packed offsets count units of 8 bytes: x86 addressing scales an index by 8 for free.
+inline constexpr int kOffsetUnit = 8;
+inline constexpr int kMaxTile = 28;
+
+// One block of input channels times a range of output channels, for one tile of output positions.
+struct TileArgs {
+  const char* input;         // packed block, 64-byte aligned
+  const uint16_t* offset;    // per nonzero: position in `input` in units of 8 bytes
+  const float* value;        // per nonzero
+  const uint32_t* rowptr;    // [channels + 1] into offset and value
+  const float* bias;         // [channels] or null; used by the first block
+  float* partial;            // [channels][tile vectors][16]: sums carried from block to block
+  const float* residual;     // added by the last block, laid out as `output`; or null
+  float* output;             // written by the last block
+  ptrdiff_t output_channel;  // floats between output channels
+  ptrdiff_t output_row;      // floats between rows of the tile
+  int channels;
+  int input_row;                      // bytes between rows of the tile in `input`
+  int columns;                        // vectors in a row of the tile
+  int rows_used, columns_used, tail;  // what lies inside the map; lanes used of the last column
+  float low, high;                    // the result is clamped to [low, high]
+  bool first, last;
+};
+using TileKernel = void (*)(const TileArgs&);
+
+struct TileEntry {
+  int rows, columns;  // register tile in vectors; rows == 1 also serves rows that lie back to back
+  TileKernel run;
+};
+
+// One row of a map read with a step: out[i] = row[start + i * step], zero outside [0, width).
+using CopyRow = void (*)(float* out, const float* row, int64_t start, int64_t step, int64_t count,
+                         int64_t width);
+// The same where every element is a vector of 16 images.
+using CopyRowLanes = CopyRow;
+
+struct PoolArgs {
+  int64_t height, width, out_height, out_width;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  bool maximum, count_include_pad;
+  int64_t divisor_override;  // 0: none
+};
+
+enum class Activation : int { kNone, kRelu, kRelu6, kHardswish, kHardsigmoid, kSilu, kSigmoid, kGelu };
+enum class Binary : int { kAdd, kMul };
+
+struct Isa {
+  const char* name;
+  int vector_floats;
+  const TileEntry* tiles;
+  int tile_count;
+  CopyRow copy_row;
+  CopyRowLanes copy_row_lanes;
+  // y[r] = clamp(bias[r] + sum value * x[column] + residual[r]) for rows [0, rows)
+  void (*gather_rows)(const float* x, const uint16_t* column, const float* value, const uint32_t* rowptr,
+                      const float* bias, const float* residual, float* y, int64_t rows, float low,
+                      float high);
+  // One plane of a map; `scratch` holds width floats.
+  void (*pool)(const float* x, float* y, const PoolArgs& args, float* scratch);
+  void (*pool_lanes)(const float* x, float* y, const PoolArgs& args);
+  // y = activation(a op b) over n floats; b may be null (y = activation(a)).
+  void (*elementwise)(const float* a, const float* b, float* y, int64_t n, Binary op, Activation activation);
+  // y[c][i] = activation(a[c][i] op b[c]): planar (one float a channel) or 16 lanes a channel.
+  void (*broadcast)(const float* a, const float* b, float* y, int64_t channels, int64_t n, int lanes,
+                    Binary op, Activation activation);
+  // n columns of [images][pitch] -> [n][16], lanes without an image zero; and the reverse.
+  void (*to_lanes)(const float* x, float* y, int64_t images, int64_t pitch, int64_t n);
+  void (*from_lanes)(const float* x, float* y, int64_t images, int64_t pitch, int64_t n);
+  double (*fma_loop)(int64_t iterations);             // returns MACs done
+  double (*read_loop)(const float* data, int64_t n);  // sums, so that it is not dropped
+};
+
+// The fastest instruction set of this machine, or the one FINEPRUNING_ISA names.
+// Throws std::invalid_argument when that name is unknown or unavailable.
+const Isa& select_isa();
+// Null when this build or this machine lacks it. Names: "avx512", "avx2", "portable".
+const Isa* find_isa(const char* name);
+
+}  // namespace finepruning

@@ -1,0 +1,80 @@
+// The kernels, written once over a vector type. Each kernels_<isa>.cpp includes this file.
+// No standard containers or algorithms here: an inline function compiled for AVX-512 must never be the
+// copy that the linker keeps for a machine without it. Everything lives in an unnamed namespace.
+#include <stdint.h>
+#include <string.h>
+
+#include "isa.hpp"
+
+namespace finepruning {
+namespace {
+
+constexpr int VL = FINEPRUNING_VECTOR_FLOATS;
+constexpr int kParts = kLanes / VL;  // registers that hold 16 lanes
+typedef float V __attribute__((vector_size(VL * 4)));
+typedef float Vu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef V Va __attribute__((may_alias));
+
+inline V load(const void* p) { return *static_cast<const Va*>(p); }
+inline V loadu(const float* p) { return *reinterpret_cast<const Vu*>(p); }
+inline void store(float* p, V v) { *reinterpret_cast<Va*>(p) = v; }
+inline void storeu(float* p, V v) { *reinterpret_cast<Vu*>(p) = v; }
+inline V splat(float x) { return x - V{}; }
+// NaN passes through both, as it does through torch's relu.
+inline V vmax(V low, V x) { return x < low ? low : x; }
+inline V vmin(V high, V x) { return x > high ? high : x; }
+inline V clamp(V x, float low, float high) { return vmin(splat(high), vmax(splat(low), x)); }
+inline int64_t imin(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t imax(int64_t a, int64_t b) { return a > b ? a : b; }
+
+inline void store_part(float* p, V v, int n) {
+  float lanes[VL];
+  memcpy(lanes, &v, sizeof v);
+  for (int i = 0; i < n; ++i) p[i] = lanes[i];
+}
+inline V load_part(const float* p, int n) {
+  float lanes[VL] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  V v;
+  memcpy(&v, lanes, sizeof v);
+  return v;
+}
+#ifdef __AVX512F__
+inline void store_lanes(float* p, V v, int n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512&>(v));
+}
+inline V load_lanes(const float* p, int n) {
+  return reinterpret_cast<V>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+}
+#else
+inline void store_lanes(float* p, V v, int n) { n == VL ? storeu(p, v) : store_part(p, v, n); }
+inline V load_lanes(const float* p, int n) { return n == VL ? loadu(p) : load_part(p, n); }
+#endif
+
+#include "kernels_linear.inl"
+#include "kernels_maps.inl"
+#include "kernels_probe.inl"
+#include "kernels_tile.inl"
+
+}  // namespace
+
+extern const Isa FINEPRUNING_ISA_TABLE;
+const Isa FINEPRUNING_ISA_TABLE = {
+    FINEPRUNING_ISA_NAME,
+    VL,
+    kTiles,
+    static_cast<int>(sizeof kTiles / sizeof kTiles[0]),
+    copy_row,
+    copy_row_lanes,
+    gather_rows,
+    pool,
+    pool_lanes,
+    elementwise,
+    broadcast,
+    to_lanes,
+    from_lanes,
+    fma_loop,
+    read_loop,
+};
+
+}  // namespace finepruning

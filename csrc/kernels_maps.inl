@@ -1,0 +1,214 @@
+// Everything around the multiplications: rows copied with a step, pooling, elementwise work, transposes.
+
+void copy_row(float* out, const float* row, int64_t start, int64_t step, int64_t count, int64_t width) {
+  // first <= i < last are the elements inside the row.
+  int64_t first = start >= 0 ? 0 : imin(count, (-start + step - 1) / step);
+  int64_t last = start >= width ? 0 : imin(count, (width - start + step - 1) / step);
+  last = imax(first, last);
+  int64_t i = 0;
+  for (; i < first; ++i) out[i] = 0.0f;
+  if (step == 1) {
+    for (; i + VL <= last; i += VL) storeu(out + i, loadu(row + start + i));
+#ifdef __AVX512F__
+    if (i < last)
+      store_lanes(out + i, load_lanes(row + start + i, static_cast<int>(last - i)),
+                  static_cast<int>(last - i));
+    i = last;
+#endif
+  } else {
+#ifdef __AVX512F__
+    const __m512i index =
+        _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(step)),
+                           _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    for (; i + VL <= last; i += VL)
+      _mm512_storeu_ps(out + i, _mm512_i32gather_ps(index, row + start + i * step, 4));
+#endif
+  }
+  for (; i < last; ++i) out[i] = row[start + i * step];
+#ifdef __AVX512F__
+  for (; i + VL <= count; i += VL) storeu(out + i, V{});
+#endif
+  for (; i < count; ++i) out[i] = 0.0f;
+}
+
+void copy_row_lanes(float* out, const float* row, int64_t start, int64_t step, int64_t count, int64_t width) {
+  int64_t x = start;
+  for (int64_t i = 0; i < count; ++i, x += step) {
+    const bool inside = x >= 0 && x < width;
+#pragma GCC unroll 4
+    for (int h = 0; h < kParts; ++h)
+      store(out + i * kLanes + h * VL, inside ? load(row + x * kLanes + h * VL) : V{});
+  }
+}
+
+// Taps [first, last) of a window that lie inside the map.
+inline void window(int64_t start, int64_t kernel, int64_t dilation, int64_t size, int64_t* first,
+                   int64_t* last) {
+  *first = start >= 0 ? 0 : imin(kernel, (-start + dilation - 1) / dilation);
+  *last = start >= size ? 0 : imin(kernel, (size - start + dilation - 1) / dilation);
+  *last = imax(*first, *last);
+}
+
+inline float divisor(const PoolArgs& p, int64_t oy, int64_t ox, int64_t inside) {
+  if (p.divisor_override) return static_cast<float>(p.divisor_override);
+  if (!p.count_include_pad) return static_cast<float>(inside);
+  // Padding counts, the overhang that ceil_mode adds does not.
+  const int64_t y = oy * p.stride_h - p.pad_h, x = ox * p.stride_w - p.pad_w;
+  return static_cast<float>((imin(y + p.kernel_h, p.height + p.pad_h) - y) *
+                            (imin(x + p.kernel_w, p.width + p.pad_w) - x));
+}
+
+void pool_lanes(const float* x, float* y, const PoolArgs& p) {
+  for (int64_t oy = 0; oy < p.out_height; ++oy) {
+    const int64_t iy = oy * p.stride_h - p.pad_h;
+    int64_t y0, y1;
+    window(iy, p.kernel_h, p.dilation_h, p.height, &y0, &y1);
+    for (int64_t ox = 0; ox < p.out_width; ++ox) {
+      const int64_t ix = ox * p.stride_w - p.pad_w;
+      int64_t x0, x1;
+      window(ix, p.kernel_w, p.dilation_w, p.width, &x0, &x1);
+      const float scale = p.maximum ? 1.0f : 1.0f / divisor(p, oy, ox, (y1 - y0) * (x1 - x0));
+#pragma GCC unroll 4
+      for (int h = 0; h < kParts; ++h) {
+        V result = splat(p.maximum ? -__builtin_inff() : 0.0f);
+        for (int64_t ky = y0; ky < y1; ++ky) {
+          const float* row = x + ((iy + ky * p.dilation_h) * p.width + ix) * kLanes + h * VL;
+          for (int64_t kx = x0; kx < x1; ++kx) {
+            const V v = load(row + kx * p.dilation_w * kLanes);
+            result = p.maximum ? vmax(result, v) : result + v;
+          }
+        }
+        store(y + (oy * p.out_width + ox) * kLanes + h * VL, p.maximum ? result : result * splat(scale));
+      }
+    }
+  }
+}
+
+// Rows are combined first (vectors along the row), then the columns of the one row that is left.
+void pool(const float* x, float* y, const PoolArgs& p, float* scratch) {
+  for (int64_t oy = 0; oy < p.out_height; ++oy) {
+    const int64_t iy = oy * p.stride_h - p.pad_h;
+    int64_t y0, y1;
+    window(iy, p.kernel_h, p.dilation_h, p.height, &y0, &y1);
+    int64_t i = 0;
+    const int64_t w = p.width;
+    for (; i + VL <= w; i += VL) {
+      V v = splat(p.maximum ? -__builtin_inff() : 0.0f);
+      for (int64_t ky = y0; ky < y1; ++ky) {
+        const V u = loadu(x + (iy + ky * p.dilation_h) * w + i);
+        v = p.maximum ? vmax(v, u) : v + u;
+      }
+      storeu(scratch + i, v);
+    }
+    for (; i < w; ++i) {
+      float v = p.maximum ? -__builtin_inff() : 0.0f;
+      for (int64_t ky = y0; ky < y1; ++ky) {
+        const float u = x[(iy + ky * p.dilation_h) * w + i];
+        v = p.maximum ? (u < v ? v : u) : v + u;
+      }
+      scratch[i] = v;
+    }
+    for (int64_t ox = 0; ox < p.out_width; ++ox) {
+      const int64_t ix = ox * p.stride_w - p.pad_w;
+      int64_t x0, x1;
+      window(ix, p.kernel_w, p.dilation_w, w, &x0, &x1);
+      float v = p.maximum ? -__builtin_inff() : 0.0f;
+      for (int64_t kx = x0; kx < x1; ++kx) {
+        const float u = scratch[ix + kx * p.dilation_w];
+        v = p.maximum ? (u < v ? v : u) : v + u;
+      }
+      y[oy * p.out_width + ox] = p.maximum ? v : v / divisor(p, oy, ox, (y1 - y0) * (x1 - x0));
+    }
+  }
+}
+
+inline float exponential(float x) {
+  // Cody-Waite reduction to [-ln 2 / 2, ln 2 / 2], then a polynomial (Cephes expf): 2 ulp.
+  if (x != x) return x;
+  x = x > 88.0f ? 88.0f : x < -87.0f ? -87.0f : x;
+  const float n = static_cast<float>(static_cast<int>(x * 1.44269504088896341f + (x < 0 ? -0.5f : 0.5f)));
+  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+
+inline float gelu(float x) { return 0.5f * x * (1.0f + __builtin_erff(x * 0.70710678118654752f)); }
+
+template <Activation A>
+inline float activate(float x) {
+  if constexpr (A == Activation::kRelu) return x < 0.0f ? 0.0f : x;
+  if constexpr (A == Activation::kRelu6) return x < 0.0f ? 0.0f : x > 6.0f ? 6.0f : x;
+  if constexpr (A == Activation::kHardswish || A == Activation::kHardsigmoid) {
+    const float gate = (x + 3.0f < 0.0f ? 0.0f : x + 3.0f > 6.0f ? 6.0f : x + 3.0f) * (1.0f / 6.0f);
+    return A == Activation::kHardswish ? x * gate : gate;
+  }
+  if constexpr (A == Activation::kSigmoid) return 1.0f / (1.0f + exponential(-x));
+  if constexpr (A == Activation::kSilu) return x / (1.0f + exponential(-x));
+  if constexpr (A == Activation::kGelu) return gelu(x);
+  return x;
+}
+
+template <class F>
+inline void with_activation(Activation activation, F&& run) {
+  switch (activation) {
+    case Activation::kNone:
+      return run([](float v) { return v; });
+    case Activation::kRelu:
+      return run([](float v) { return activate<Activation::kRelu>(v); });
+    case Activation::kRelu6:
+      return run([](float v) { return activate<Activation::kRelu6>(v); });
+    case Activation::kHardswish:
+      return run([](float v) { return activate<Activation::kHardswish>(v); });
+    case Activation::kHardsigmoid:
+      return run([](float v) { return activate<Activation::kHardsigmoid>(v); });
+    case Activation::kSilu:
+      return run([](float v) { return activate<Activation::kSilu>(v); });
+    case Activation::kSigmoid:
+      return run([](float v) { return activate<Activation::kSigmoid>(v); });
+    case Activation::kGelu:
+      return run([](float v) { return activate<Activation::kGelu>(v); });
+  }
+}
+
+void elementwise(const float* a, const float* b, float* y, int64_t n, Binary op, Activation activation) {
+  with_activation(activation, [=](auto f) {
+    if (b == nullptr)
+      for (int64_t i = 0; i < n; ++i) y[i] = f(a[i]);
+    else if (op == Binary::kAdd)
+      for (int64_t i = 0; i < n; ++i) y[i] = f(a[i] + b[i]);
+    else
+      for (int64_t i = 0; i < n; ++i) y[i] = f(a[i] * b[i]);
+  });
+}
+
+void broadcast(const float* a, const float* b, float* y, int64_t channels, int64_t n, int lanes, Binary op,
+               Activation activation) {
+  with_activation(activation, [=](auto f) {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t i = 0; i < n; ++i)
+        for (int l = 0; l < lanes; ++l) {
+          const int64_t at = (c * n + i) * lanes + l;
+          const float w = b[c * lanes + l];
+          y[at] = f(op == Binary::kAdd ? a[at] + w : a[at] * w);
+        }
+  });
+}
+
+void to_lanes(const float* x, float* y, int64_t images, int64_t pitch, int64_t n) {
+  for (int64_t i = 0; i < n; ++i)
+    for (int l = 0; l < kLanes; ++l) y[i * kLanes + l] = l < images ? x[l * pitch + i] : 0.0f;
+}
+
+void from_lanes(const float* x, float* y, int64_t images, int64_t pitch, int64_t n) {
+  for (int64_t l = 0; l < images; ++l)
+    for (int64_t i = 0; i < n; ++i) y[l * pitch + i] = x[i * kLanes + l];
+}

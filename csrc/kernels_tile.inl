@@ -1,0 +1,106 @@
+// Sparse times packed input over a register tile: the inner loop of every convolution and of fully
+// connected layers over many images. A tile is ROWS x COLUMNS vectors of 16 lanes; every nonzero costs one
+// broadcast and one aligned fused multiply-add per vector. UNROLL independent sums hide the latency of
+// small tiles.
+
+// Adds the residual, clamps and stores one finished tile where rows or lanes are cut by the map's edge.
+inline void finish_tile(const TileArgs& t, const float* tile, int channel) {
+  float* out = t.output + channel * t.output_channel;
+  const float* residual = t.residual ? t.residual + channel * t.output_channel : nullptr;
+  for (int r = 0; r < t.rows_used; ++r) {
+    const float* sums = tile + r * t.columns * kLanes;
+    for (int c = 0; c < t.columns_used; ++c) {
+      int lanes = c + 1 < t.columns_used ? kLanes : t.tail;
+      for (int h = 0; h < kParts; ++h) {
+        int n = static_cast<int>(imin(lanes - h * VL, VL));
+        if (n <= 0) break;
+        ptrdiff_t at = r * t.output_row + c * kLanes + h * VL;
+        V v = load(sums + c * kLanes + h * VL);
+        if (residual) v += load_lanes(residual + at, n);
+        store_lanes(out + at, clamp(v, t.low, t.high), n);
+      }
+    }
+  }
+}
+
+template <int ROWS, int COLUMNS>
+void run_tile(const TileArgs& t) {
+  constexpr int P = ROWS * COLUMNS;
+  constexpr int UNROLL = P >= 8 ? 1 : P >= 4 ? 2 : P >= 2 ? 4 : 8;
+  const ptrdiff_t row = t.input_row;
+  const bool whole =
+      t.last && t.rows_used == ROWS && t.columns_used == COLUMNS && t.columns == COLUMNS && t.tail == kLanes;
+  alignas(64) float tile[P * kLanes];
+  for (int k = 0; k < t.channels; ++k) {
+    float* partial = t.partial + static_cast<ptrdiff_t>(k) * P * kLanes;
+    const float* residual = t.residual ? t.residual + k * t.output_channel : nullptr;
+    float* out = t.output + k * t.output_channel;
+    for (int h = 0; h < kParts; ++h) {
+      const char* input = t.input + h * VL * 4;
+      V sum[UNROLL][P];
+      const V start = splat(t.first && t.bias ? t.bias[k] : 0.0f);
+#pragma GCC unroll 32
+      for (int i = 0; i < P; ++i) sum[0][i] = t.first ? start : load(partial + i * kLanes + h * VL);
+#pragma GCC unroll 8
+      for (int u = 1; u < UNROLL; ++u)
+#pragma GCC unroll 32
+        for (int i = 0; i < P; ++i) sum[u][i] = V{};
+      uint32_t e = t.rowptr[k];
+      const uint32_t end = t.rowptr[k + 1];
+      for (; e + UNROLL <= end; e += UNROLL) {
+#pragma GCC unroll 8
+        for (int u = 0; u < UNROLL; ++u) {
+          const char* p = input + static_cast<size_t>(t.offset[e + u]) * kOffsetUnit;
+          const V w = splat(t.value[e + u]);
+#pragma GCC unroll 32
+          for (int i = 0; i < P; ++i)
+            sum[u][i] += w * load(p + (i / COLUMNS) * row + (i % COLUMNS) * kVectorBytes);
+        }
+      }
+      if (UNROLL > 1) {
+        for (; e < end; ++e) {
+          const char* p = input + static_cast<size_t>(t.offset[e]) * kOffsetUnit;
+          const V w = splat(t.value[e]);
+#pragma GCC unroll 32
+          for (int i = 0; i < P; ++i)
+            sum[0][i] += w * load(p + (i / COLUMNS) * row + (i % COLUMNS) * kVectorBytes);
+        }
+#pragma GCC unroll 8
+        for (int u = 1; u < UNROLL; ++u)
+#pragma GCC unroll 32
+          for (int i = 0; i < P; ++i) sum[0][i] += sum[u][i];
+      }
+      if (whole) {
+#pragma GCC unroll 32
+        for (int i = 0; i < P; ++i) {
+          ptrdiff_t at = (i / COLUMNS) * t.output_row + (i % COLUMNS) * kLanes + h * VL;
+          V v = sum[0][i];
+          if (residual) v += loadu(residual + at);
+          storeu(out + at, clamp(v, t.low, t.high));
+        }
+      } else {
+        float* to = t.last ? tile : partial;
+#pragma GCC unroll 32
+        for (int i = 0; i < P; ++i) store(to + i * kLanes + h * VL, sum[0][i]);
+      }
+    }
+    if (t.last && !whole) finish_tile(t, tile, k);
+  }
+}
+
+#define TILE(r, c) {r, c, run_tile<r, c>}
+constexpr TileEntry kTiles[] = {
+    TILE(1, 1),  TILE(1, 2),  TILE(1, 3),  TILE(1, 4),  TILE(1, 5),  TILE(1, 6),  TILE(1, 7),
+    TILE(1, 8),  TILE(1, 9),  TILE(1, 10), TILE(1, 11), TILE(1, 12), TILE(2, 2),  TILE(2, 3),
+    TILE(2, 4),  TILE(2, 5),  TILE(2, 6),  TILE(3, 3),  TILE(3, 4),
+#if FINEPRUNING_TILE_VECTORS >= 14
+    TILE(1, 13), TILE(1, 14), TILE(2, 7),
+#endif
+#if FINEPRUNING_TILE_VECTORS >= 28
+    TILE(1, 15), TILE(1, 16), TILE(1, 18), TILE(1, 20), TILE(1, 21), TILE(1, 22), TILE(1, 24),
+    TILE(1, 26), TILE(1, 27), TILE(1, 28), TILE(2, 8),  TILE(2, 9),  TILE(2, 10), TILE(2, 11),
+    TILE(2, 12), TILE(2, 13), TILE(2, 14), TILE(3, 5),  TILE(3, 6),  TILE(3, 7),  TILE(3, 8),
+    TILE(3, 9),  TILE(4, 4),  TILE(4, 5),  TILE(4, 6),  TILE(4, 7),  TILE(5, 5),
+#endif
+};
+#undef TILE

@@ -1,0 +1,264 @@
+// The other native steps: fully connected layers by gathering, pooling, elementwise work, copies.
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "program.hpp"
+
+namespace finepruning {
+namespace {
+
+constexpr int64_t kGrain = 8192;  // floats of light work worth handing to a thread
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+class GatherStep final : public NativeStep {
+ public:
+  GatherStep(Buffer source, Buffer target, Buffer residual, const Isa& isa, const CsrView& csr,
+             int64_t columns, Finish finish, int64_t images)
+      : source_(source),
+        target_(target),
+        residual_(residual),
+        isa_(&isa),
+        columns_(columns),
+        images_(images),
+        finish_(std::move(finish)),
+        value_(csr.value, csr.value + csr.nonzeros),
+        rowptr_(csr.rowptr, csr.rowptr + csr.rows + 1) {
+    column_.reserve(value_.size());
+    for (int64_t e = 0; e < csr.nonzeros; ++e) column_.push_back(static_cast<uint16_t>(csr.column[e]));
+  }
+
+  int64_t items(int threads) const override {
+    const int64_t work = static_cast<int64_t>(value_.size()) / kGrain + 1;
+    return images_ * std::min({work, rows(), int64_t{8} * threads});
+  }
+
+  void run(int64_t item, int threads, const Frame& frame, float*) const override {
+    const int64_t parts = items(threads) / images_;
+    const int64_t image = item / parts, part = item % parts;
+    const int64_t r0 = cut(part, parts), r1 = cut(part + 1, parts);
+    float* y = resolve(target_, frame) + image * rows() + r0;
+    const float* residual = finish_.residual >= 0 ? resolve(residual_, frame) + image * rows() + r0 : nullptr;
+    isa_->gather_rows(resolve(source_, frame) + image * columns_, column_.data(), value_.data(),
+                      rowptr_.data() + r0, finish_.bias.empty() ? nullptr : finish_.bias.data() + r0,
+                      residual, y, r1 - r0, finish_.low, finish_.high);
+  }
+
+ private:
+  int64_t rows() const { return static_cast<int64_t>(rowptr_.size()) - 1; }
+  int64_t cut(int64_t part, int64_t parts) const {
+    if (part == 0) return 0;
+    if (part == parts) return rows();
+    const uint32_t at = static_cast<uint32_t>(rowptr_.back() * static_cast<int64_t>(part) / parts);
+    return std::lower_bound(rowptr_.begin(), rowptr_.end() - 1, at) - rowptr_.begin();
+  }
+
+  Buffer source_, target_, residual_;
+  const Isa* isa_;
+  int64_t columns_, images_;
+  Finish finish_;
+  std::vector<float> value_;
+  std::vector<uint16_t> column_;
+  std::vector<uint32_t> rowptr_;
+};
+
+class PoolStep final : public NativeStep {
+ public:
+  PoolStep(Buffer source, Buffer target, const Isa& isa, const PoolArgs& args, int64_t planes, bool lanes)
+      : source_(source), target_(target), isa_(&isa), args_(args), planes_(planes), lanes_(lanes) {}
+
+  int64_t items(int) const override { return planes_; }
+  int64_t scratch_floats() const override { return lanes_ ? 0 : args_.width; }
+
+  void run(int64_t item, int, const Frame& frame, float* scratch) const override {
+    const int64_t width = lanes_ ? kLanes : 1;
+    const float* x = resolve(source_, frame) + item * args_.height * args_.width * width;
+    float* y = resolve(target_, frame) + item * args_.out_height * args_.out_width * width;
+    if (lanes_)
+      isa_->pool_lanes(x, y, args_);
+    else
+      isa_->pool(x, y, args_, scratch);
+  }
+
+ private:
+  Buffer source_, target_;
+  const Isa* isa_;
+  PoolArgs args_;
+  int64_t planes_;
+  bool lanes_;
+};
+
+class ElementwiseStep final : public NativeStep {
+ public:
+  ElementwiseStep(Buffer a, Buffer b, bool binary, Buffer target, const Isa& isa, int64_t n, Binary op,
+                  Activation activation)
+      : a_(a), b_(b), target_(target), binary_(binary), isa_(&isa), n_(n), op_(op), activation_(activation) {}
+
+  int64_t items(int) const override { return ceil_div(n_, kGrain); }
+
+  void run(int64_t item, int, const Frame& frame, float*) const override {
+    const int64_t at = item * kGrain;
+    isa_->elementwise(resolve(a_, frame) + at, binary_ ? resolve(b_, frame) + at : nullptr,
+                      resolve(target_, frame) + at, std::min(kGrain, n_ - at), op_, activation_);
+  }
+
+ private:
+  Buffer a_, b_, target_;
+  bool binary_;
+  const Isa* isa_;
+  int64_t n_;
+  Binary op_;
+  Activation activation_;
+};
+
+class BroadcastStep final : public NativeStep {
+ public:
+  BroadcastStep(Buffer a, Buffer b, Buffer target, const Isa& isa, int64_t rows, int64_t n, int lanes,
+                Binary op, Activation activation)
+      : a_(a),
+        b_(b),
+        target_(target),
+        isa_(&isa),
+        rows_(rows),
+        n_(n),
+        lanes_(lanes),
+        op_(op),
+        activation_(activation) {}
+
+  int64_t items(int) const override { return rows_; }
+
+  void run(int64_t item, int, const Frame& frame, float*) const override {
+    isa_->broadcast(resolve(a_, frame) + item * n_ * lanes_, resolve(b_, frame) + item * lanes_,
+                    resolve(target_, frame) + item * n_ * lanes_, 1, n_, lanes_, op_, activation_);
+  }
+
+ private:
+  Buffer a_, b_, target_;
+  const Isa* isa_;
+  int64_t rows_, n_;
+  int lanes_;
+  Binary op_;
+  Activation activation_;
+};
+
+class CopyStep final : public NativeStep {
+ public:
+  CopyStep(Buffer source, Buffer target, int64_t images, int64_t n, int64_t offset, int64_t stride)
+      : source_(source), target_(target), images_(images), n_(n), offset_(offset), stride_(stride) {}
+
+  int64_t items(int) const override { return images_ * ceil_div(n_, kGrain); }
+
+  void run(int64_t item, int, const Frame& frame, float*) const override {
+    const int64_t pieces = ceil_div(n_, kGrain);
+    const int64_t image = item / pieces, at = item % pieces * kGrain;
+    std::memcpy(resolve(target_, frame) + image * stride_ + offset_ + at,
+                resolve(source_, frame) + image * n_ + at,
+                static_cast<size_t>(std::min(kGrain, n_ - at)) * 4);
+  }
+
+ private:
+  Buffer source_, target_;
+  int64_t images_, n_, offset_, stride_;
+};
+
+class TransposeStep final : public NativeStep {
+ public:
+  TransposeStep(Buffer source, Buffer target, const Isa& isa, int64_t images, int64_t n, bool to_lanes)
+      : source_(source), target_(target), isa_(&isa), images_(images), n_(n), to_lanes_(to_lanes) {}
+
+  int64_t items(int) const override { return ceil_div(images_, kLanes) * ceil_div(n_, kPiece); }
+
+  void run(int64_t item, int, const Frame& frame, float*) const override {
+    const int64_t pieces = ceil_div(n_, kPiece);
+    const int64_t image = item / pieces * kLanes, at = item % pieces * kPiece;
+    const int64_t planar = image * n_ + at, lanes = image * n_ + at * kLanes;
+    (to_lanes_ ? isa_->to_lanes : isa_->from_lanes)(resolve(source_, frame) + (to_lanes_ ? planar : lanes),
+                                                    resolve(target_, frame) + (to_lanes_ ? lanes : planar),
+                                                    std::min<int64_t>(kLanes, images_ - image), n_,
+                                                    std::min(kPiece, n_ - at));
+  }
+
+ private:
+  static constexpr int64_t kPiece = 1024;
+  Buffer source_, target_;
+  const Isa* isa_;
+  int64_t images_, n_;
+  bool to_lanes_;
+};
+
+void require(bool ok, const char* message) {
+  if (!ok) throw std::invalid_argument(message);
+}
+
+bool positive(std::initializer_list<int64_t> sizes) {
+  return std::all_of(sizes.begin(), sizes.end(), [](int64_t v) { return v >= 1 && v <= (int64_t{1} << 36); });
+}
+
+}  // namespace
+
+void add_gather(Program& program, int source, int target, const Isa& isa, const CsrView& csr, int64_t columns,
+                Finish finish, int64_t images) {
+  require(positive({images, columns, csr.rows}) && columns <= 65536, "columns must lie in [1, 65536]");
+  require(csr.rowptr[0] == 0 && csr.rowptr[csr.rows] == csr.nonzeros, "rowptr must run from 0 to nnz");
+  for (int64_t r = 0; r < csr.rows; ++r)
+    require(csr.rowptr[r] <= csr.rowptr[r + 1], "rowptr must not descend");
+  for (int64_t e = 0; e < csr.nonzeros; ++e)
+    require(csr.column[e] >= 0 && csr.column[e] < columns, "a column lies outside the weight");
+  require(finish.bias.empty() || static_cast<int64_t>(finish.bias.size()) == csr.rows,
+          "bias must have one value per output");
+  const Buffer from = program.buffer(source, images * columns),
+               to = program.buffer(target, images * csr.rows);
+  const Buffer residual = finish.residual >= 0 ? program.buffer(finish.residual, images * csr.rows) : to;
+  program.add_step(
+      std::make_unique<GatherStep>(from, to, residual, isa, csr, columns, std::move(finish), images));
+}
+
+void add_pool(Program& program, int source, int target, const Isa& isa, const PoolArgs& a, int64_t planes,
+              bool lanes) {
+  require(positive({planes, a.height, a.width, a.out_height, a.out_width, a.kernel_h, a.kernel_w, a.stride_h,
+                    a.stride_w, a.dilation_h, a.dilation_w}) &&
+              a.pad_h >= 0 && a.pad_w >= 0 && a.pad_h <= a.kernel_h && a.pad_w <= a.kernel_w,
+          "pooling sizes are out of range");
+  const int64_t width = lanes ? kLanes : 1;
+  const Buffer from = program.buffer(source, planes * a.height * a.width * width);
+  const Buffer to = program.buffer(target, planes * a.out_height * a.out_width * width);
+  program.add_step(std::make_unique<PoolStep>(from, to, isa, a, planes, lanes));
+}
+
+void add_elementwise(Program& program, int a, int b, int target, const Isa& isa, int64_t n, Binary op,
+                     Activation activation) {
+  require(positive({n}), "sizes must be positive");
+  const Buffer from = program.buffer(a, n), to = program.buffer(target, n);
+  const Buffer other = b >= 0 ? program.buffer(b, n) : from;
+  program.add_step(std::make_unique<ElementwiseStep>(from, other, b >= 0, to, isa, n, op, activation));
+}
+
+void add_broadcast(Program& program, int a, int b, int target, const Isa& isa, int64_t images,
+                   int64_t channels, int64_t n, bool lanes, Binary op, Activation activation) {
+  require(positive({images, channels, n}), "sizes must be positive");
+  const int width = lanes ? kLanes : 1;
+  const int64_t rows = images * channels;
+  const Buffer from = program.buffer(a, rows * n * width), other = program.buffer(b, rows * width);
+  const Buffer to = program.buffer(target, rows * n * width);
+  program.add_step(std::make_unique<BroadcastStep>(from, other, to, isa, rows, n, width, op, activation));
+}
+
+void add_copy(Program& program, int source, int target, int64_t images, int64_t n, int64_t target_offset,
+              int64_t target_stride) {
+  require(positive({images, n, target_stride}) && target_offset >= 0 && target_offset + n <= target_stride,
+          "a copy must stay inside its target");
+  const Buffer from = program.buffer(source, images * n), to = program.buffer(target, images * target_stride);
+  program.add_step(std::make_unique<CopyStep>(from, to, images, n, target_offset, target_stride));
+}
+
+void add_transpose(Program& program, int source, int target, const Isa& isa, int64_t images, int64_t n,
+                   bool to_lanes) {
+  require(positive({images, n}), "sizes must be positive");
+  const int64_t padded = ceil_div(images, kLanes) * kLanes * n;
+  const Buffer from = program.buffer(source, to_lanes ? images * n : padded);
+  const Buffer to = program.buffer(target, to_lanes ? padded : images * n);
+  program.add_step(std::make_unique<TransposeStep>(from, to, isa, images, n, to_lanes));
+}
+
+}  // namespace finepruning

@@ -1,0 +1,118 @@
+// A list of native steps over one arena, run without allocation inside one team of threads.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "isa.hpp"
+#include "packed_conv.hpp"
+
+namespace finepruning {
+
+// Where a step finds its data: in the arena, or in the caller's input or output.
+struct Buffer {
+  enum Kind : int { kArena, kInput, kOutput };
+  Kind kind;
+  int64_t offset, size;  // floats
+};
+
+// Memory of one call in flight.
+class Context {
+ public:
+  Context(int64_t arena_floats, int64_t scratch_floats, int threads, size_t steps);
+  ~Context();
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+
+  float* arena() const { return memory_; }
+  float* scratch(int thread) const { return memory_ + arena_floats_ + thread * scratch_floats_; }
+  int threads() const { return threads_; }
+  int64_t bytes() const { return floats_ * 4; }
+  std::atomic<int64_t>& counter(size_t step) { return counters_[step]; }
+
+ private:
+  float* memory_ = nullptr;
+  int64_t arena_floats_, scratch_floats_, floats_;
+  int threads_;
+  std::unique_ptr<std::atomic<int64_t>[]> counters_;
+};
+
+// The pointers one call works on.
+struct Frame {
+  Context* context;
+  const float* input;
+  float* output;
+};
+
+class NativeStep {
+ public:
+  virtual ~NativeStep() = default;
+  // Independent pieces of work when `threads` share them.
+  virtual int64_t items(int threads) const = 0;
+  virtual void run(int64_t item, int threads, const Frame& frame, float* scratch) const = 0;
+  virtual int64_t scratch_floats() const { return 0; }
+};
+
+class Program {
+ public:
+  // Offsets must be multiples of 16 floats. Throws std::invalid_argument, as all add_ functions do.
+  explicit Program(int64_t arena_floats);
+
+  int add_buffer(Buffer::Kind kind, int64_t offset, int64_t size);
+  void add_step(std::unique_ptr<NativeStep> step) { steps_.push_back(std::move(step)); }
+  const Buffer& buffer(int id, int64_t needed) const;
+
+  size_t size() const { return steps_.size(); }
+  int64_t context_bytes(int threads) const;
+  std::shared_ptr<Context> acquire(int threads);
+  void release(std::shared_ptr<Context> context);
+  // Runs steps [first, last). Input and output must hold what the buffers of those kinds need.
+  void run(Context& context, size_t first, size_t last, const float* input, int64_t input_size, float* output,
+           int64_t output_size) const;
+
+ private:
+  int64_t scratch_floats() const;
+  int64_t arena_floats_;
+  int64_t input_needed_ = 0, output_needed_ = 0;
+  std::vector<Buffer> buffers_;
+  std::vector<std::unique_ptr<NativeStep>> steps_;
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<Context>> idle_;
+};
+
+inline float* resolve(const Buffer& b, const Frame& f) {
+  if (b.kind == Buffer::kInput) return const_cast<float*>(f.input) + b.offset;
+  return (b.kind == Buffer::kOutput ? f.output : f.context->arena()) + b.offset;
+}
+
+// What happens to a convolution's sums: + bias + residual, then clamped to [low, high].
+struct Finish {
+  std::vector<float> bias;  // [out_channels] or empty
+  int residual = -1;        // buffer laid out as the output, or -1
+  float low, high;
+};
+
+// images: lane blocks under kLanes, images under kRows and kFlat, blocks of 16 rows under kMatrix.
+void add_conv(Program& program, int source, int target, std::shared_ptr<const PackedConv> packed,
+              Finish finish, int64_t images);
+// Fully connected layer on `images` single rows, x gathered.
+void add_gather(Program& program, int source, int target, const Isa& isa, const CsrView& csr, int64_t columns,
+                Finish finish, int64_t images);
+void add_pool(Program& program, int source, int target, const Isa& isa, const PoolArgs& args, int64_t planes,
+              bool lanes);
+void add_elementwise(Program& program, int a, int b, int target, const Isa& isa, int64_t n, Binary op,
+                     Activation activation);
+void add_broadcast(Program& program, int a, int b, int target, const Isa& isa, int64_t images,
+                   int64_t channels, int64_t n, bool lanes, Binary op, Activation activation);
+// Copies n floats an image; image i goes to i * target_stride + target_offset.
+void add_copy(Program& program, int source, int target, int64_t images, int64_t n, int64_t target_offset,
+              int64_t target_stride);
+// [images][n] <-> [blocks of 16][n][16]
+void add_transpose(Program& program, int source, int target, const Isa& isa, int64_t images, int64_t n,
+                   bool to_lanes);
+
+}  // namespace finepruning

@@ -1,0 +1,154 @@
+"""Sparse convolution and fully connected kernels for the CPU.
+
+Every function and method raises ValueError when sizes do not fit; none of them trusts its arguments.
+"""
+
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Kernel(TypedDict):
+    name: str
+    isa: str
+    tile: tuple[int, int] | None
+
+class PackedConv:
+    """Weights of a convolution, repacked for one geometry and mapping: "lanes", "rows", "flat", "matrix", or
+    "planar" (rows or flat, whichever the cost model prefers)."""
+
+    def __init__(
+        self,
+        value: NDArray[np.float32],
+        column: NDArray[np.int32],
+        rowptr: NDArray[np.int32],
+        *,
+        channels: int,
+        size: tuple[int, int],
+        outputs: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        mapping: str,
+    ) -> None: ...
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def cost(self) -> float:
+        """Modelled cycles of one core for one image, or for 16 images in lanes."""
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Rows and columns of the register tile in vectors."""
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of input that are packed one after the other."""
+
+class Context:
+    """Memory of one call in flight."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+class Program:
+    """Native steps over one arena. Sizes and offsets count floats."""
+
+    def __init__(self, arena_floats: int) -> None: ...
+    def buffer(self, kind: str, offset: int, size: int) -> int:
+        """A part of the arena, or the start of the caller's "input" or "output"; returns its id."""
+
+    def conv(
+        self,
+        source: int,
+        target: int,
+        packed: PackedConv,
+        *,
+        bias: NDArray[np.float32] | None = None,
+        residual: int = -1,
+        activation: str = "none",
+        images: int,
+    ) -> None: ...
+    def gather_linear(
+        self,
+        source: int,
+        target: int,
+        value: NDArray[np.float32],
+        column: NDArray[np.int32],
+        rowptr: NDArray[np.int32],
+        *,
+        columns: int,
+        bias: NDArray[np.float32] | None = None,
+        residual: int = -1,
+        activation: str = "none",
+        images: int,
+    ) -> None: ...
+    def pool(
+        self,
+        source: int,
+        target: int,
+        *,
+        size: tuple[int, int],
+        out: tuple[int, int],
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int] = (1, 1),
+        planes: int,
+        lanes: bool,
+        maximum: bool,
+        count_include_pad: bool = True,
+        divisor: int = 0,
+    ) -> None: ...
+    def elementwise(
+        self, a: int, b: int, target: int, *, n: int, op: str = "add", activation: str = "none"
+    ) -> None: ...
+    def broadcast(
+        self,
+        a: int,
+        b: int,
+        target: int,
+        *,
+        images: int,
+        channels: int,
+        n: int,
+        lanes: bool,
+        op: str,
+        activation: str = "none",
+    ) -> None: ...
+    def copy(
+        self, source: int, target: int, *, images: int, n: int, target_offset: int, target_stride: int
+    ) -> None: ...
+    def transpose(self, source: int, target: int, *, images: int, n: int, to_lanes: bool) -> None: ...
+    def __len__(self) -> int: ...
+    def context_bytes(self, threads: int) -> int: ...
+    def acquire(self, threads: int) -> Context: ...
+    def release(self, context: Context) -> None: ...
+    def run(
+        self,
+        context: Context,
+        first: int,
+        last: int,
+        input: NDArray[np.float32],
+        output: NDArray[np.float32],
+    ) -> None:
+        """Run steps [first, last) without the GIL; ``output`` is written in place."""
+
+    def view(self, context: Context, buffer: int) -> NDArray[np.float32]:
+        """The floats of an arena buffer, sharing memory."""
+
+def kernels() -> list[Kernel]:
+    """Every kernel that this build has and this machine can run."""
+
+def isa() -> str:
+    """The instruction set in use: the best of this machine, or what FINEPRUNING_ISA names."""
+
+def fma_peak(threads: int) -> float:
+    """Measured float32 multiply-accumulates per second of ``threads`` threads, in 1e9."""
+
+def read_bandwidth(threads: int) -> float:
+    """Measured bytes per second that ``threads`` threads read from memory, in 1e9."""

@@ -1,0 +1,194 @@
+"""The CPU executor's list of operations: native steps over buffers, and calls into PyTorch.
+
+Layouts: "planar" is PyTorch's own order, one image after the other. "lanes" puts 16 images side by side,
+``[images / 16][channels][height][width][16]``, lanes without an image hold zeros or stale numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from finepruning import _core
+from finepruning.engine.cpu_arena import Slot, place
+from finepruning.engine.plan import Value
+
+LANES = 16
+PLANAR = "planar"
+LANED = "lanes"
+
+Emit = Callable[[_core.Program, Sequence[int]], None]
+
+
+def lane_blocks(images: int) -> int:
+    """Vectors of 16 that hold ``images`` images."""
+    return -(-images // LANES)
+
+
+@dataclass(eq=False)
+class Buffer:
+    """Floats in the arena, or the caller's input or output."""
+
+    size: int
+    kind: str = "arena"
+
+
+@dataclass(eq=False)
+class Storage:
+    """Where one value (and its views) lives: native buffers by layout, a tensor, or both."""
+
+    images: int
+    floats: int  # per image
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    tensor: str | None = None  # name under which the call's tensors hold it
+
+    def size(self, layout: str) -> int:
+        images = lane_blocks(self.images) * LANES if layout == LANED else self.images
+        return images * self.floats
+
+
+@dataclass
+class Native:
+    """One native step. ``emit`` receives the ids of ``buffers`` in their order."""
+
+    name: str
+    buffers: tuple[Buffer, ...]
+    emit: Emit
+
+
+@dataclass
+class Call:
+    """One step through PyTorch: ``run`` maps the call's tensors to the result.
+
+    ``load`` names the tensors it needs that live in planar buffers, with their shapes; the result is kept
+    as tensor ``output`` or, when ``store`` is given, copied into that buffer.
+    """
+
+    name: str
+    run: Callable[[dict[str, Tensor]], Tensor]
+    load: dict[str, tuple[Buffer, tuple[int, ...]]]
+    output: str
+    store: Buffer | None = None
+
+
+Operation = Native | Call
+
+
+class Tape:
+    """Collects operations, then places their buffers and emits the native program."""
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+        self.storage: dict[str, Storage] = {}
+
+    def new(self, value: Value, layout: str) -> tuple[Storage, Buffer]:
+        """Storage for a value that a native step is about to produce."""
+        storage = Storage(value.shape[0] if value.shape else 1, math.prod(value.shape[1:]))
+        storage.buffers[layout] = Buffer(storage.size(layout))
+        self.storage[value.name] = storage
+        return storage, storage.buffers[layout]
+
+    def native(self, name: str, emit: Emit, *buffers: Buffer) -> None:
+        self.operations.append(Native(name, buffers, emit))
+
+    def need(self, name: str, layout: str) -> Buffer:
+        """The value in this layout, converted on first use."""
+        storage = self.storage[name]
+        if layout in storage.buffers:
+            return storage.buffers[layout]
+        if layout == LANED:
+            source = self.need(name, PLANAR)
+            target = Buffer(storage.size(LANED))
+            self._transpose(f"{name}:lanes", source, target, storage, to_lanes=True)
+        elif LANED in storage.buffers:
+            target = Buffer(storage.size(PLANAR))
+            self._transpose(f"{name}:planar", storage.buffers[LANED], target, storage, to_lanes=False)
+        else:
+            held = storage.tensor
+            assert held is not None
+            target = Buffer(storage.size(PLANAR))
+            self.operations.append(Call(f"{name}:import", lambda t, held=held: t[held], {}, held, target))  # type: ignore[misc]
+        storage.buffers[layout] = target
+        return target
+
+    def has(self, name: str, layout: str) -> bool:
+        return layout in self.storage[name].buffers
+
+    def _transpose(
+        self, name: str, source: Buffer, target: Buffer, storage: Storage, *, to_lanes: bool
+    ) -> None:
+        images, floats = storage.images, storage.floats
+        self.native(
+            name,
+            lambda p, ids: p.transpose(ids[0], ids[1], images=images, n=floats, to_lanes=to_lanes),
+            source,
+            target,
+        )
+
+
+@dataclass
+class Built:
+    """What a tape became: a native program and the order of segments and calls."""
+
+    program: _core.Program
+    segments: list[tuple[int, int] | Call]  # native step range, or a call
+    ids: dict[Buffer, int]
+    names: list[str]  # of native steps
+
+
+def build(tape: Tape) -> Built:
+    """Place every buffer by its lifetime and emit the native steps."""
+    slots: dict[Buffer, Slot] = {}
+    for position, operation in enumerate(tape.operations):
+        if isinstance(operation, Native):
+            used: list[Buffer] = list(operation.buffers)
+        else:
+            used = [buffer for buffer, _ in operation.load.values()]
+            if operation.store is not None:
+                used.append(operation.store)
+        for buffer in used:
+            if buffer.kind == "arena":
+                slot = slots.setdefault(buffer, Slot(buffer.size, position, position))
+                slot.last = position
+    program = _core.Program(place(list(slots.values())))
+    ids: dict[Buffer, int] = {}
+
+    def identify(buffer: Buffer) -> int:
+        if buffer not in ids:
+            offset = slots[buffer].offset if buffer.kind == "arena" else 0
+            ids[buffer] = program.buffer(buffer.kind, offset, buffer.size)
+        return ids[buffer]
+
+    segments: list[tuple[int, int] | Call] = []
+    names: list[str] = []
+    for operation in tape.operations:
+        if isinstance(operation, Call):
+            for buffer, _ in operation.load.values():
+                identify(buffer)
+            if operation.store is not None:
+                identify(operation.store)
+            segments.append(operation)
+            continue
+        first = len(program)
+        operation.emit(program, [identify(buffer) for buffer in operation.buffers])
+        names += [operation.name] * (len(program) - first)
+        previous = segments[-1] if segments else None
+        if isinstance(previous, tuple):
+            segments[-1] = (previous[0], len(program))
+        else:
+            segments.append((first, len(program)))
+    return Built(program, segments, ids, names)
+
+
+def detached(result: Tensor, values: Sequence[Tensor]) -> Tensor:
+    """``result``, copied if it shares memory with one of ``values``, which the arena will use again."""
+    if result.device.type != "cpu":
+        return result
+    memory = result.untyped_storage().data_ptr()
+    if any(memory == value.untyped_storage().data_ptr() for value in values):
+        return result.clone(memory_format=torch.contiguous_format)
+    return result
