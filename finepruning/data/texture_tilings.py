@@ -12,10 +12,6 @@ def running_bond(u: Field, v: Field, random: Random) -> Field:
     return _brick_rows(u, v, 0.5, random)
 
 
-def third_bond(u: Field, v: Field, random: Random) -> Field:
-    return _brick_rows(u, v, 1 / 3, random)
-
-
 def stack_bond(u: Field, v: Field, random: Random) -> Field:
     return _brick_rows(u, v, 0.0, random)
 
@@ -37,15 +33,6 @@ def herringbone(u: Field, v: Field, random: Random) -> Field:
     across = np.where(lying, y, x)
     shade = lattice(i - (step == 1), j - (step == 2), new_salt(random))
     return tiles(along, across, 2, 1, shade, random)
-
-
-def basket_bond(u: Field, v: Field, random: Random) -> Field:
-    block_i, block_j = np.floor(u / 2), np.floor(v / 2)
-    x, y = u - 2 * block_i, v - 2 * block_j
-    lying = (block_i + block_j) % 2 == 0
-    along, across = np.where(lying, x, y), np.where(lying, y, x)
-    shade = lattice(2 * block_i + np.floor(across), block_j, new_salt(random))
-    return tiles(along, fraction(across), 2, 1, shade, random)
 
 
 def hexagons(u: Field, v: Field, random: Random) -> Field:
@@ -114,10 +101,8 @@ def argyle(u: Field, v: Field, random: Random) -> Field:
 
 TILINGS: dict[str, Pattern] = {
     "running bond": running_bond,
-    "third bond": third_bond,
     "stack bond": stack_bond,
     "herringbone": herringbone,
-    "basket bond": basket_bond,
     "hexagons": hexagons,
     "scales": scales,
     "plain weave": plain_weave,

@@ -24,9 +24,10 @@ DEMO_IMAGES = {"train": 150, "validation": 30, "test": 60}
 """Images of each class in the splits of the demonstration set."""
 
 _DEMO_SEED = 20170904
-_PERIOD = (7.0, 18.0)
-_CONTRAST = (0.10, 0.6)
-_NOISE = (0.02, 0.12)
+_DEMO_TURN = np.pi / 8
+_PERIOD = (7.0, 16.0)
+_CONTRAST = (0.2, 0.6)
+_NOISE = (0.01, 0.07)
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
@@ -39,7 +40,7 @@ def demo_set(side: int) -> tuple[Tensor, list[int], list[str], tuple[str, ...]]:
     Returns:
         Images uint8 [n, 3, side, side]; and for each image its class and its split; and the class names.
     """
-    pixels, labels = draw_set(TILINGS, sum(DEMO_IMAGES.values()), _DEMO_SEED)
+    pixels, labels = draw_set(TILINGS, sum(DEMO_IMAGES.values()), _DEMO_SEED, _DEMO_TURN)
     if side != SIDE:
         resized = F.interpolate(
             pixels.float(), (side, side), mode="bilinear", antialias=True, align_corners=False
@@ -49,19 +50,21 @@ def demo_set(side: int) -> tuple[Tensor, list[int], list[str], tuple[str, ...]]:
     return pixels, labels, of_class * len(TILINGS), tuple(TILINGS)
 
 
-def draw_set(patterns: Mapping[str, Pattern], images: int, seed: int) -> tuple[Tensor, list[int]]:
+def draw_set(
+    patterns: Mapping[str, Pattern], images: int, seed: int, max_turn: float = np.pi
+) -> tuple[Tensor, list[int]]:
     """Draw ``images`` of each pattern: uint8 [n, 3, SIDE, SIDE] sorted by class, and the class of each."""
     pixels = np.empty((len(patterns) * images, 3, SIDE, SIDE), dtype=np.uint8)
     for label, pattern in enumerate(patterns.values()):
         for number in range(images):
             random = np.random.default_rng((seed, label, number))
-            pixels[label * images + number] = draw(pattern, random)
+            pixels[label * images + number] = draw(pattern, random, max_turn)
     return torch.from_numpy(pixels), [label for label in range(len(patterns)) for _ in range(images)]
 
 
-def draw(pattern: Pattern, random: Random) -> NDArray[np.uint8]:
+def draw(pattern: Pattern, random: Random, max_turn: float = np.pi) -> NDArray[np.uint8]:
     """Draw one image, uint8 [3, SIDE, SIDE]."""
-    u, v = _coordinates(random)
+    u, v = _coordinates(random, max_turn)
     field = pattern(u, v, random)
     field = _blur(field, random.uniform(0, 0.5))
     dark, light = _palette(random)
@@ -71,19 +74,19 @@ def draw(pattern: Pattern, random: Random) -> NDArray[np.uint8]:
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _coordinates(random: Random) -> tuple[Field, Field]:
+def _coordinates(random: Random, max_turn: float) -> tuple[Field, Field]:
     """Pattern coordinates of every pixel: scaled, stretched, turned, moved and slightly bent."""
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32) - SIDE / 2
     for _ in range(2):
-        bend = random.uniform(0, 1.2)
+        bend = random.uniform(0, 0.8)
         turn = random.uniform(0, 2 * np.pi)
         wave = np.sin(
             (x * np.cos(turn) + y * np.sin(turn)) * random.uniform(0.05, 0.15) + random.uniform(0, 6)
         )
         x, y = x + (bend * wave).astype(np.float32), y - (bend * wave).astype(np.float32)
     period = np.exp(random.uniform(*np.log(_PERIOD)))
-    stretch = np.exp(random.uniform(-0.2, 0.2))
-    turn = random.uniform(0, 2 * np.pi)
+    stretch = np.exp(random.uniform(-0.15, 0.15))
+    turn = random.uniform(-max_turn, max_turn)
     u = (x * np.cos(turn) - y * np.sin(turn)) * stretch / period + random.uniform(0, 8)
     v = (x * np.sin(turn) + y * np.cos(turn)) / stretch / period + random.uniform(0, 8)
     return u.astype(np.float32), v.astype(np.float32)
