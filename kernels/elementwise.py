@@ -25,7 +25,7 @@ def elementwise_kernel(
     """One program writes BLOCK_P elements (row, column, image) of one channel; strides 0 broadcast."""
     channel = tl.program_id(0)
     tile = tl.program_id(1)
-    if CLEAR:
+    if CLEAR:  # noqa: SIM102 - known at compile time, unlike the inner test
         if tile >= tiles:
             clear_halo(y + channel * yc, (tile - tiles) * BLOCK_P, H, W, halo, yh, yw, yn, N, BLOCK_P)
             return
@@ -72,8 +72,7 @@ def elementwise(
         raise ValueError(f"elementwise: op must be copy (one input), add or mul (two inputs), not {op!r}")
     if y.dim() not in (2, 4):
         raise ValueError(f"elementwise: y must have 2 or 4 dimensions, not {y.dim()}")
-    target = _as_map(y)
-    inputs = [_as_map(y if t is None else t.expand(y.shape)) for t in (a, b, residual)]
+    inputs, target = _roles([y if t is None else t.expand(y.shape) for t in (a, b, residual)], y, halo)
     batch, channels, height, width = target.shape
     outputs = height * width * batch
     block = min(BLOCK, max(32, next_power_of_2(outputs)))
@@ -87,6 +86,22 @@ def elementwise(
     )  # fmt: skip
 
 
-def _as_map(t: Tensor) -> Tensor:
-    """``[N, F]`` as ``[N, 1, F, 1]``, so that one program covers many features."""
-    return t if t.dim() == 4 else t[:, None, :, None]
+def _roles(inputs: list[Tensor], y: Tensor, halo: int) -> tuple[list[Tensor], Tensor]:
+    """Views with dimensions in the order the kernel writes fastest: the closest in memory innermost.
+
+    The kernel takes ``[inner, outer, rows, columns]``, which is ``[N, C, H, W]`` of a batch-innermost map.
+    Other layouts are the same work with the dimensions renamed; a border fixes their meaning.
+    """
+    if y.dim() == 2:
+        inputs, y = [t[:, None, :, None] for t in inputs], y[:, None, :, None]
+    if halo:
+        return inputs, y
+    size = {d: y.stride(d) if y.shape[d] > 1 else 0 for d in range(4)}
+    real = sorted((d for d in range(4) if size[d]), key=lambda d: -size[d])
+    unit = [d for d in range(4) if not size[d]]
+    # Largest stride outermost; with fewer than four real dimensions the middle ones are single.
+    inner = real.pop() if real and size[real[-1]] == 1 else unit.pop()
+    outer = real.pop(0) if real else unit.pop()
+    rows, columns = (unit + real)[:2]
+    order = (inner, outer, rows, columns)
+    return [t.permute(order) for t in inputs], y.permute(order)
