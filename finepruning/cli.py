@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -53,6 +54,9 @@ def run(arguments: Sequence[str]) -> int:
     Every error the user can cause is one line on stderr and code 2; ``--debug`` anywhere on the line lets
     the traceback through. Anything else is a defect of ours and keeps its traceback.
     """
+    if "--debug" not in arguments:
+        for category in (FutureWarning, DeprecationWarning):  # what our dependencies say to one another
+            warnings.simplefilter("ignore", category)
     try:
         code = typer.main.get_command(app).main(
             list(arguments), prog_name="finepruning", standalone_mode=False

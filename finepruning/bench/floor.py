@@ -28,7 +28,7 @@ def measure_limits(threads: int) -> MachineLimits:
     """Measure the limits of ``threads`` CPU threads now; takes a fraction of a second."""
     from finepruning import _core
 
-    return MachineLimits(_core.fma_peak(threads), _core.read_bandwidth(threads))
+    return MachineLimits(1e9 * _core.fma_peak(threads), 1e9 * _core.read_bandwidth(threads))
 
 
 def nonzero_macs(report: StepReport) -> int:

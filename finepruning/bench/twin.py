@@ -7,6 +7,7 @@ import io
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from finepruning.sparse import aten
 from finepruning.sparse.csr import CSR
 from finepruning.sparse.storage import StoredModel
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu6": F.relu6,
     "hardswish": F.hardswish,

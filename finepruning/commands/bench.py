@@ -123,12 +123,11 @@ def _measure(
 
 
 def _show(result: dict[str, Any], report: dict[str, Any] | None, run: Path | None) -> None:
-    from rich.console import Console
-
     from finepruning.bench.tables import show_bench, show_closing, show_layers
     from finepruning.report.summary import show_places
+    from finepruning.report.terminal import make_console
 
-    console = Console(highlight=False)
+    console = make_console()
     show_bench(result, console)
     if "layers" in result:
         show_layers(result["layers"], console)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,9 +12,6 @@ from finepruning.commands.config_file import read_config
 from finepruning.commands.options import Debug, with_config_options
 from finepruning.config import CompressConfig
 from finepruning.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 INTERRUPTED = 130
 
@@ -48,17 +46,20 @@ def command(
         raise ArgumentError(f"--resume continues a run with its own options; leave out {named}")
     values = {**(read_config(config) if config is not None else {}), **asked}
     settings = CompressConfig(**values)
-
-    from rich.console import Console
-
-    console = Console(highlight=False)
     if dry_run:
         from finepruning.compress import dry_run as describe
 
-        _print(describe(settings), as_json, _show_plan, console)
+        content = describe(settings)
+    else:
+        content = _compress(settings, resume)
+    if as_json:
+        typer.echo(json.dumps(content, indent=2))
         return
-    report = _compress(settings, resume)
-    _print(report, as_json, _show_summary, console)
+    from finepruning.report.summary import show_dry_run, show_summary
+    from finepruning.report.terminal import make_console
+
+    show = show_dry_run if dry_run else show_summary
+    show(content, make_console())
 
 
 def _compress(settings: CompressConfig, resume: Path | None) -> dict[str, Any]:
@@ -79,24 +80,3 @@ def _compress(settings: CompressConfig, resume: Path | None) -> dict[str, Any]:
             raise typer.Exit(INTERRUPTED) from None
     finally:
         progress.close()
-
-
-def _print(content: dict[str, Any], as_json: bool, show: Any, console: Console) -> None:
-    if as_json:
-        import json
-
-        typer.echo(json.dumps(content, indent=2))
-    else:
-        show(content, console)
-
-
-def _show_summary(report: dict[str, Any], console: Console) -> None:
-    from finepruning.report.summary import show_summary
-
-    show_summary(report, console)
-
-
-def _show_plan(plan: dict[str, Any], console: Console) -> None:
-    from finepruning.report.summary import show_dry_run
-
-    show_dry_run(plan, console)

@@ -20,14 +20,14 @@ def command(
 
     [dim]finepruning inspect runs/latest[/dim]
     """
-    from finepruning.report.places import model_directory
     from finepruning.report.inspection import describe, show
+    from finepruning.report.places import model_directory
 
     directory, _ = model_directory(model)
     content = describe(directory)
     if as_json:
         typer.echo(json.dumps(content, indent=2))
         return
-    from rich.console import Console
+    from finepruning.report.terminal import make_console
 
-    show(content, Console(highlight=False))
+    show(content, make_console())

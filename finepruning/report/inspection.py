@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from finepruning.report.summary import plain_table
+from finepruning.report.terminal import SEPARATOR, Row, print_table
 from finepruning.report.text import density_text, shape_text, size_text
 from finepruning.sparse.csr import CSR
 from finepruning.sparse.storage import StoredModel, load
@@ -54,7 +54,7 @@ def _layers(model: StoredModel) -> list[dict[str, Any]]:
         stored = model.tensors[node.weight]
         if isinstance(stored, CSR):
             size, nnz = stored.rows * stored.columns, stored.nnz
-            dtypes = f"{_short(stored.values.dtype)} + {_short(stored.col.dtype)}"
+            dtypes = f"{_short(stored.values.dtype)}+{_short(stored.col.dtype)}"
             stored_as = f"CSR {dtypes}"
         else:
             size, nnz = stored.numel(), int(stored.count_nonzero())
@@ -88,9 +88,8 @@ def _short(dtype: Any) -> str:
 
 def show(content: dict[str, Any], console: Console) -> None:
     """Print `describe`'s content as tables."""
-    table = plain_table("layer", "op", "shape", "weights", "kept", "density", "bytes", "stored as")
-    for layer in content["layers"]:
-        table.add_row(
+    rows: list[Row] = [
+        (
             layer["name"],
             layer["op"],
             shape_text(layer["shape"]),
@@ -100,19 +99,18 @@ def show(content: dict[str, Any], console: Console) -> None:
             size_text(layer["bytes"]),
             layer["stored_as"],
         )
+        for layer in content["layers"]
+    ]
     totals = content["totals"]
-    table.add_section()
-    table.add_row(
-        "total",
-        "",
-        "",
-        f"{totals['size']:,}",
-        f"{totals['nnz']:,}",
-        density_text(totals["density"]),
-        size_text(totals["bytes"]),
-        "",
+    sums = (f"{totals['size']:,}", f"{totals['nnz']:,}", density_text(totals["density"]))
+    rows += [SEPARATOR, ("total", "", "", *sums, size_text(totals["bytes"]), "")]
+    print_table(
+        console,
+        ("layer", "op", "shape", "weights", "kept", "density", "bytes", "stored as"),
+        rows,
+        left=("op", "stored as"),
+        optional=("op", "weights", "stored as"),
     )
-    console.print(table)
     classes = content["classes"]
     facts = {
         "file": f"{content['path']}, {size_text(content['file_bytes'])}",

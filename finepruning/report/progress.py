@@ -33,8 +33,8 @@ class TimeLeft:
     """Estimates the seconds left of a run from the phases seen so far.
 
     A unit's cost is known only inside one phase, so a phase that has not begun is priced like the last
-    phase of its kind ("round 2: search" is of the kind "round: search"); while its kind has not been seen
-    there is no estimate.
+    phase of its kind ("round 2: search" is of the kind "round: search"); a kind not seen yet is priced like
+    all units so far, which is rough.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -68,16 +68,17 @@ class TimeLeft:
         return self._clock() - self._started
 
     def seconds(self) -> float | None:
-        """Seconds left, or None while some phase to come is of a kind not seen yet."""
+        """Seconds left, or None before the first unit is done."""
+        done = sum(self._done.values())
+        if done == 0:
+            return None
+        usual = self.elapsed / done
         total = 0.0
         for phase, units in self._units.items():
             left = max(0, units - self._done[phase])
             if left == 0:
                 continue
-            per_unit = self._per_unit.get(kind_of(phase))
-            if per_unit is None:
-                return None
-            total += left * per_unit
+            total += left * self._per_unit.get(kind_of(phase), usual)
         return total
 
 
@@ -171,7 +172,11 @@ class TerminalProgress:
             return
         seconds = self._left.seconds()
         elapsed = clock_text(self._left.elapsed)
-        left = f"{elapsed} elapsed" if seconds is None else f"{elapsed} elapsed, {clock_text(seconds)} left"
+        left = (
+            f"{elapsed} elapsed"
+            if seconds is None
+            else f"{elapsed} elapsed, about {clock_text(seconds)} left"
+        )
         self._bars.update(self._bars.task_ids[0], advance=units, left=left, metrics=metrics_text(metrics))
 
     def message(self, text: str) -> None:

@@ -6,19 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from finepruning.report.terminal import print_table
 from finepruning.report.text import density_text, duration_text, percent_text, size_text
 
 
 def show_summary(report: dict[str, Any], console: Console) -> None:
     """Dense against compressed, and where everything lies."""
-    table = plain_table("", "dense", "compressed")
-    table.add_row("test accuracy", percent_text(report["dense_accuracy"]), percent_text(report["accuracy"]))
-    table.add_row("density", "1.0000", density_text(report["density"]))
-    table.add_row("file", size_text(report["bytes_dense"]), size_text(report["bytes_sparse"]))
     console.print()
-    console.print(table)
+    print_table(
+        console,
+        ("", "dense", "compressed"),
+        [
+            ("test accuracy", percent_text(report["dense_accuracy"]), percent_text(report["accuracy"])),
+            ("density", "1", density_text(report["density"])),
+            ("file", size_text(report["bytes_dense"]), size_text(report["bytes_sparse"])),
+        ],
+    )
+    console.print()
     out = Path(report["config"]["out"])
     show_places(out, console)
     console.print(f"took    {duration_text(report['seconds']['total'])}", soft_wrap=True)
@@ -31,25 +36,12 @@ def show_places(run_dir: Path, console: Console) -> None:
     console.print(f"plot    {run_dir / 'pareto.png'}", soft_wrap=True)
 
 
-def plain_table(*columns: str) -> Table:
-    """A table in the house's look: the first column to the left, numbers to the right, one thin rule."""
-    from rich import box
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
-    return table
-
-
 def show_dry_run(plan: dict[str, Any], console: Console) -> None:
     """What `compress` would do."""
     for key, value in plan.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            table = plain_table(*value[0])
-            for entry in value:
-                table.add_row(*(_cell(item) for item in entry.values()))
             console.print(f"\n[bold]{key.replace('_', ' ')}[/bold]")
-            console.print(table)
+            print_table(console, list(value[0]), [[_cell(item) for item in row.values()] for row in value])
         elif isinstance(value, dict):
             console.print(f"\n[bold]{key.replace('_', ' ')}[/bold]")
             for name, item in value.items():
