@@ -44,6 +44,7 @@ class TimeLeft:
         self._per_unit: dict[str, float] = {}
         self._phase: str | None = None
         self._started = clock()
+        self._first: float | None = None  # when the first phase began
         self._begin = self._started
 
     def plan(self, phases: Sequence[tuple[str, int]]) -> None:
@@ -54,6 +55,8 @@ class TimeLeft:
             self._units[self._phase] = self._done[self._phase]  # whatever it skipped needs no time
         self._phase = phase
         self._begin = self._clock()
+        if self._first is None:
+            self._first = self._begin
 
     def advance(self, units: int) -> None:
         if self._phase is None:
@@ -70,9 +73,9 @@ class TimeLeft:
     def seconds(self) -> float | None:
         """Seconds left, or None before the first unit is done."""
         done = sum(self._done.values())
-        if done == 0:
+        if done == 0 or self._first is None:
             return None
-        usual = self.elapsed / done
+        usual = (self._clock() - self._first) / done
         total = 0.0
         for phase, units in self._units.items():
             left = max(0, units - self._done[phase])
