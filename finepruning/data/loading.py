@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from finepruning.data import splitting, textures, torchvision_sets
+from finepruning.data import textures
 from finepruning.data.augmentation import check_augmentation, margin
 from finepruning.data.folders import SPLIT_NAMES, File, scan, some
 from finepruning.data.images import Images, Source
 from finepruning.data.preprocessing import Preprocessing
 from finepruning.data.sources import DatasetSource, FileSource, read_all
+from finepruning.data.splitting import TEST_FRACTION, VALIDATION_FRACTION, carve
+from finepruning.data.torchvision_sets import open_set
 from finepruning.errors import ArgumentError, DataError
 
 CACHE_LIMIT = 4 << 30
@@ -75,81 +77,139 @@ def load(
     check_augmentation(augmentation)
     preprocessing = Preprocessing(image_size, margin(augmentation, image_size), mean, std)
     if data is None:
-        return _load_textures(preprocessing, seed, augmentation)
-    if data.lower().startswith("torchvision:"):
-        return _load_torchvision(data, preprocessing, seed, workers, augmentation, cache_limit)
-    return _load_folder(data, preprocessing, seed, workers, augmentation, cache_limit)
+        table = _textures(preprocessing.resize)
+    elif data.lower().startswith("torchvision:"):
+        table = _torchvision_set(data.split(":", 1)[1], preprocessing.resize, workers, cache_limit)
+    else:
+        table = _folder(Path(data).expanduser(), preprocessing.resize, workers, cache_limit)
+    splits = table.fill_splits(seed)
+    images = {
+        split: Images(
+            table.pixels,
+            torch.tensor([table.rows[position] for position in members], dtype=torch.int64),
+            torch.tensor([table.labels[position] for position in members], dtype=torch.int64),
+            preprocessing,
+            augmentation=augmentation,
+            workers=workers,
+        )
+        for split, members in splits.items()
+    }
+    return Splits(
+        images["train"],
+        images["validation"],
+        images["test"],
+        table.classes,
+        preprocessing,
+        table.name,
+        tuple(table.messages),
+    )
 
 
-def _load_folder(
-    data: str, preprocessing: Preprocessing, seed: int, workers: int, augmentation: str, cache_limit: int
-) -> Splits:
-    root = Path(data).expanduser()
+@dataclass
+class _Table:
+    """All images of a data set, before it is known which split the unassigned ones go to.
+
+    Attributes:
+        name: the data set, for messages. classes: names.
+        pixels: uint8 [m, 3, r, r], or a source of m images.
+        rows: which of the m images are used. labels: their classes.
+        given: their splits, None where the data set does not say.
+        groups: equal for images that must stay in one split.
+        messages: what was done that the user did not ask for.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    pixels: Tensor | Source
+    rows: list[int]
+    labels: list[int]
+    given: list[str | None]
+    groups: list[Any]
+    messages: list[str] = field(default_factory=list)
+
+    def fill_splits(self, seed: int) -> dict[str, list[int]]:
+        """Positions in ``rows`` of every split; missing splits are taken from the training images."""
+        shares = {
+            split: share
+            for split, share in (("test", TEST_FRACTION), ("validation", VALIDATION_FRACTION))
+            if split not in self.given
+        }
+        assigned = [split or "train" for split in self.given]
+        if shares:
+            free = [position for position, split in enumerate(assigned) if split == "train"]
+            labels = [self.labels[position] for position in free]
+            groups = [self.groups[position] for position in free]
+            chosen = carve(labels, groups, shares, self.classes, seed, self.name)
+            for position, split in zip(free, chosen, strict=True):
+                assigned[position] = split
+            counts = " and ".join(f"{assigned.count(split)} for {split}" for split in shares)
+            self.messages.append(
+                f"no {' or '.join(shares)} split given: {counts} taken from the training images (seed {seed})"
+            )
+        splits = {
+            split: [position for position, own in enumerate(assigned) if own == split]
+            for split in SPLIT_NAMES
+        }
+        self._check_complete(splits)
+        return splits
+
+    def _check_complete(self, splits: dict[str, list[int]]) -> None:
+        for split, members in splits.items():
+            missing = set(range(len(self.classes))) - {self.labels[position] for position in members}
+            if missing:
+                lacking = some([self.classes[label] for label in sorted(missing)])
+                raise DataError(
+                    f"{self.name}: the {split} split has no image of {lacking} (add some or remove the class)"
+                )
+
+
+def _folder(root: Path, side: int, workers: int, cache_limit: int) -> _Table:
     classes, files = scan(root)
-    source = FileSource([file.path for file in files], preprocessing.resize)
-    cache = _fits(len(files), preprocessing, cache_limit)
-    digests, pixels = read_all(source, preprocessing.resize, cache=cache, name=str(root), workers=workers)
+    source = FileSource([file.path for file in files], side)
+    cache = _fits(len(files), side, cache_limit)
+    digests, pixels = read_all(source, side, cache=cache, name=str(root), workers=workers)
     rows, messages = _leave_out_leaks(files, digests)
-    assigned, made = _assign(
-        [files[row].label for row in rows],
-        [files[row].split for row in rows],
-        [digests[row] for row in rows],
-        classes,
-        seed,
-        str(root),
-    )
-    return _splits(
-        source if pixels is None else pixels,
-        rows,
-        [files[row].label for row in rows],
-        assigned,
-        classes,
-        preprocessing,
-        str(root),
-        [*messages, *made],
-        augmentation,
-        workers,
+    messages += _contradictions(root, files, digests)
+    return _Table(
+        name=str(root),
+        classes=classes,
+        pixels=source if pixels is None else pixels,
+        rows=rows,
+        labels=[files[row].label for row in rows],
+        given=[files[row].split for row in rows],
+        groups=[digests[row] for row in rows],
+        messages=messages,
     )
 
 
-def _load_torchvision(
-    data: str, preprocessing: Preprocessing, seed: int, workers: int, augmentation: str, cache_limit: int
-) -> Splits:
-    known = torchvision_sets.open_set(data.split(":", 1)[1])
-    source = DatasetSource([part for _, part in known.parts], preprocessing.resize)
-    cache = _fits(len(source), preprocessing, cache_limit)
-    labels, pixels = read_all(source, preprocessing.resize, cache=cache, name=known.name, workers=workers)
-    classes = known.classes or tuple(str(label) for label in range(max(labels) + 1))
-    given = [split for split, part in known.parts for _ in range(len(part))]
-    assigned, messages = _assign(labels, given, list(range(len(labels))), classes, seed, known.name)
-    return _splits(
-        source if pixels is None else pixels,
-        list(range(len(labels))),
-        labels,
-        assigned,
-        classes,
-        preprocessing,
-        known.name,
-        messages,
-        augmentation,
-        workers,
+def _torchvision_set(name: str, side: int, workers: int, cache_limit: int) -> _Table:
+    known = open_set(name)
+    source = DatasetSource([part for _, part in known.parts], side)
+    cache = _fits(len(source), side, cache_limit)
+    labels, pixels = read_all(source, side, cache=cache, name=known.name, workers=workers)
+    return _Table(
+        name=known.name,
+        classes=known.classes or tuple(str(label) for label in range(max(labels) + 1)),
+        pixels=source if pixels is None else pixels,
+        rows=list(range(len(labels))),
+        labels=labels,
+        given=[split for split, part in known.parts for _ in range(len(part))],
+        groups=list(range(len(labels))),
     )
 
 
-def _load_textures(preprocessing: Preprocessing, seed: int, augmentation: str) -> Splits:
-    pixels, labels, splits, classes = textures.demo_set(preprocessing.resize)
+def _textures(side: int) -> _Table:
+    pixels, labels, splits, classes = textures.demo_set(side)
     rows = list(range(len(labels)))
-    return _splits(
-        pixels, rows, labels, splits, classes, preprocessing, "built-in textures", [], augmentation, workers=0
-    )
+    return _Table("built-in textures", classes, pixels, rows, labels, [*splits], rows)
 
 
-def _fits(images: int, preprocessing: Preprocessing, limit: int) -> bool:
-    return images * 3 * preprocessing.resize**2 <= limit
+def _fits(images: int, side: int, limit: int) -> bool:
+    return images * 3 * side**2 <= limit
 
 
 def _leave_out_leaks(files: list[File], digests: list[bytes]) -> tuple[list[int], list[str]]:
-    """Rows to use: a file that also lies in a later split (train < validation < test) counts there only."""
+    """Rows to use: a file that also lies in a later split (train, validation, test) counts there only."""
     rank: dict[str | None, int] = {None: 0, "train": 0, "validation": 1, "test": 2}
     last: dict[bytes, int] = {}
     for file, digest in zip(files, digests, strict=True):
@@ -164,63 +224,12 @@ def _leave_out_leaks(files: list[File], digests: list[bytes]) -> tuple[list[int]
     return rows, [f"{len(dropped)} images left out, since the same file is also in a held-out split: {names}"]
 
 
-def _assign(
-    labels: list[int],
-    given: list[str | None],
-    groups: list[bytes] | list[int],
-    classes: tuple[str, ...],
-    seed: int,
-    name: str,
-) -> tuple[list[str], list[str]]:
-    """The split of every image, with missing splits taken from training images."""
-    present = {split for split in given if split is not None}
-    shares = {"test": splitting.TEST_FRACTION, "validation": splitting.VALIDATION_FRACTION}
-    shares = {split: share for split, share in shares.items() if split not in present}
-    assigned = [split or "train" for split in given]
-    if not shares:
-        return assigned, []
-    free = [row for row, split in enumerate(assigned) if split == "train"]
-    chosen = splitting.carve(
-        [labels[row] for row in free], [groups[row] for row in free], shares, classes, seed, name
-    )
-    for row, split in zip(free, chosen, strict=True):
-        assigned[row] = split
-    counts = Counter(assigned)
-    made = " and ".join(f"{counts[split]} for {split}" for split in shares)
-    return assigned, [
-        f"no {' or '.join(shares)} split given: {made} taken from the training images (seed {seed})"
-    ]
-
-
-def _splits(
-    pixels: Tensor | Source,
-    rows: list[int],
-    labels: list[int],
-    assigned: list[str],
-    classes: tuple[str, ...],
-    preprocessing: Preprocessing,
-    name: str,
-    messages: list[str],
-    augmentation: str,
-    workers: int,
-) -> Splits:
-    images = {}
-    for split in SPLIT_NAMES:
-        members = [position for position, own in enumerate(assigned) if own == split]
-        missing = set(range(len(classes))) - {labels[position] for position in members}
-        if missing:
-            lacking = some([classes[label] for label in sorted(missing)])
-            raise DataError(
-                f"{name}: the {split} split has no image of {lacking} (add images or remove the class)"
-            )
-        images[split] = Images(
-            pixels,
-            torch.tensor([rows[position] for position in members], dtype=torch.int64),
-            torch.tensor([labels[position] for position in members], dtype=torch.int64),
-            preprocessing,
-            augmentation=augmentation,
-            workers=workers,
-        )
-    return Splits(
-        images["train"], images["validation"], images["test"], classes, preprocessing, name, tuple(messages)
-    )
+def _contradictions(root: Path, files: list[File], digests: list[bytes]) -> list[str]:
+    """Says so where the same file lies in two classes, since one of them must be wrong."""
+    first: dict[bytes, File] = {}
+    pairs = []
+    for file, digest in zip(files, digests, strict=True):
+        other = first.setdefault(digest, file)
+        if other.label != file.label:
+            pairs.append(f"{other.path.relative_to(root)} = {file.path.relative_to(root)}")
+    return [f"{len(pairs)} files are the same but in different classes: {some(pairs, 3)}"] if pairs else []
