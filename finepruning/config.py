@@ -65,7 +65,7 @@ class CompressConfig:
     search: str = "budget"
     allocation: str = "global"
     search_images: int = 512
-    theta_bound: float = 2.0
+    theta_bound: float = 0.5
     paper_lambda: float = 1.0
     splicing: bool = True
     surgery_gamma: float = 0.01

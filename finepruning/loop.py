@@ -333,10 +333,10 @@ class Loop:
             return
         if phase.epochs:
             last = self.facts.history[-1]
-            result = Evaluation(last["validation_loss"], last["validation_accuracy"])
+            figures = {key: last[key] for key in ("validation_loss", "validation_accuracy")}
         else:
             result = self._validate()
-        figures = {"validation_loss": result.loss, "validation_accuracy": result.accuracy}
+            figures = {"validation_loss": result.loss, "validation_accuracy": result.accuracy}
         if phase.kind == "dense":
             self.facts.dense = figures
             self._run.write_tensors(DENSE, self.module.state_dict(), figures)

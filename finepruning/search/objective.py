@@ -1,4 +1,4 @@
-"""What a trial costs: validation loss with the masks applied and no retraining."""
+"""What a trial costs: calibrated validation loss with the masks applied and no retraining."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Objective:
                 result = evaluate(self._module, self._validation, device, precision)
         finally:
             self._surgery.set_masks(found)
-        loss = min(result.loss, 1e6) if result.loss == result.loss else 1e6
+        loss = result.calibrated_loss
         return Trial(
             round=round_,
             index=index,

@@ -23,7 +23,8 @@ class Trial:
         round, index: which search, and which trial of it, both from 1 and 0.
         kind: of the proposal. x: its point in the unit cube.
         theta: per layer, log of the factor on the saliency.
-        objective: what the search minimises. loss, accuracy: on validation images, without retraining.
+        objective: what the search minimises. loss, accuracy: on validation images, without retraining;
+            the loss at its best temperature.
         density: of the masks that were evaluated. seconds: it took.
     """
 
