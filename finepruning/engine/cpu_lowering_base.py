@@ -1,0 +1,89 @@
+"""What lowering every kind of step to the CPU's tape has in common."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from finepruning.engine.cpu_fallback import step_runner
+from finepruning.engine.cpu_tape import LANED, PLANAR, Buffer, Call, Storage, Tape
+from finepruning.engine.plan import Plan, Step, StepReport, Value
+from finepruning.sparse.csr import CSR
+
+
+class LoweringBase:
+    """A plan, the tape it becomes, and a report for each step."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.tape = Tape()
+        self.reports: list[StepReport] = []
+        source = plan.values[plan.input]
+        storage = Storage(source.shape[0], math.prod(source.shape[1:]), tensor=plan.input)
+        if source.dtype == torch.float32:
+            storage.buffers[PLANAR] = Buffer(storage.size(PLANAR), "input")
+        self.tape.storage[plan.input] = storage
+
+    def _value(self, name: str) -> Value:
+        return self.plan.values[name]
+
+    def _report(self, step: Step, kernel: str, size: int = 0, why_dense: str | None = None) -> None:
+        weight = step.weight
+        nnz = dense = None
+        if isinstance(weight, CSR):
+            nnz, dense = weight.nnz, weight.rows * weight.columns
+        elif weight is not None:
+            nnz, dense = int(torch.count_nonzero(weight)), weight.numel()
+        fused = ["bias"] if step.bias is not None else []
+        fused += ["add"] if step.residual is not None else []
+        fused += [step.activation] if step.activation is not None else []
+        shape = self._value(step.output).shape
+        self.reports.append(
+            StepReport(step.name, step.op, tuple(fused), kernel, shape, nnz, dense, size, why_dense)
+        )
+
+    def _native_input(self, name: str) -> bool:
+        return self._value(name).dtype == torch.float32
+
+    def _layout(self, *names: str) -> str:
+        """The layout in which the inputs are at hand; planar when they differ."""
+        shared = all(self.tape.has(name, LANED) for name in names)
+        planar = all(self.tape.has(name, PLANAR) for name in names)
+        return LANED if shared and not planar else PLANAR
+
+    def _after(self, step: Step, layout: str, *, residual: bool, activation: bool) -> None:
+        """Adds what the kernel could not fuse, in place."""
+        target = self.tape.need(step.output, layout)
+        n = target.size
+        if residual and step.residual is not None:
+            other = self.tape.need(step.residual, layout)
+            name = (step.activation or "none") if activation else "none"
+            self.tape.native(
+                step.name,
+                lambda p, ids: p.elementwise(ids[0], ids[1], ids[0], n=n, op="add", activation=name),
+                target,
+                other,
+            )
+        elif activation and step.activation is not None:
+            name = step.activation
+            self.tape.native(
+                step.name, lambda p, ids: p.elementwise(ids[0], -1, ids[0], n=n, activation=name), target
+            )
+
+    def _call(self, step: Step, why_dense: str | None = None) -> None:
+        """Runs the step through PyTorch."""
+        load = {}
+        for name in {*step.inputs, *([step.residual] if step.residual else [])}:
+            if self.tape.storage[name].tensor != name:
+                load[name] = (self.tape.need(name, PLANAR), self._value(name).shape)
+        run = step_runner(self.plan, step)
+        self.tape.operations.append(Call(step.name, run, load, step.output))
+        value = self._value(step.output)
+        images = value.shape[0] if value.shape else 1
+        self.tape.storage[step.output] = Storage(images, math.prod(value.shape[1:]), tensor=step.output)
+        size = 0
+        if step.weight is not None:
+            weight = step.weight
+            size = 4 * weight.rows * weight.columns if isinstance(weight, CSR) else weight.nbytes
+        self._report(step, "aten", size, why_dense)
