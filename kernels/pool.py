@@ -19,7 +19,7 @@ def pool2d_kernel(
     MAX: tl.constexpr, INCLUDE_PAD: tl.constexpr, ACTIVATION: tl.constexpr,
     N: tl.constexpr, CLEAR: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """One program writes BLOCK_P elements (row, column, image) of a channel; ``divisor`` 0: the pixels counted."""
+    """One program writes BLOCK_P elements (row, column, image) of a channel. ``divisor`` 0: count pixels."""
     channel = tl.program_id(0)
     tile = tl.program_id(1)
     if CLEAR:  # noqa: SIM102 - known at compile time, unlike the inner test

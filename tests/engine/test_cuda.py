@@ -88,9 +88,14 @@ def _compare(plan, methods, tolerance=1e-4):
     return executor
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("batch", [1, 3, 17])
-@pytest.mark.parametrize("method", ["sparse", "expand", "dense"])
+@pytest.mark.parametrize(
+    ("network", "batch", "method"),
+    [
+        *((network, batch, "sparse") for network in NETWORKS for batch in (1, 3)),
+        *((network, 3, method) for network in NETWORKS for method in ("expand", "dense")),
+        ("alexnet-like", 17, "sparse"),
+    ],
+)
 def test_matches_the_reference(network, batch, method):
     make, shape = NETWORKS[network]
     plan = _plan(_pruned(make()), (batch, *shape))
@@ -100,7 +105,7 @@ def test_matches_the_reference(network, batch, method):
     assert {"sparse": "triton sparse", "expand": "triton expand", "dense": "cu"}[method] in kernels[names[0]]
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [2])
 @pytest.mark.parametrize(
     "methods",
     [("sparse", "dense", "sparse", "expand", "sparse"), ("dense", "sparse", "expand", "sparse", "dense")],
