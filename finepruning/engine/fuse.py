@@ -166,7 +166,7 @@ class _Fuser:
         height, width = self.shapes[node.inputs[0]][2:]
         rows, columns = node.attrs["size"]
         if height % rows or width % columns:
-            call = {
+            call: dict[str, Any] = {
                 "target": "aten.adaptive_avg_pool2d.default",
                 "args": [{"value": source}, [rows, columns]],
                 "kwargs": {},

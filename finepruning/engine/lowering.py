@@ -227,7 +227,7 @@ def _view(call: Call) -> Result:
 def _same(call: Call) -> Result:
     if call.arguments.get("train"):
         return None
-    value: Value = call.arguments.get("self", call.arguments.get("input"))
+    value: Value = call.arguments["self" if "self" in call.arguments else "input"]
     return [value] * len(call.shapes) if len(call.shapes) > 1 else value
 
 
@@ -238,6 +238,18 @@ def _same_if_equal(call: Call) -> Result:
         isinstance(value, Value) and call.input_shape == call.shapes[0] and call.dtypes[0] is call.input_dtype
     )
     return value if same else None
+
+
+@_lowers("slice")
+def _slice(call: Call) -> Result:
+    value: Value = call.arguments["self"]
+    return value if call.input_shape == call.shapes[0] else None
+
+
+@_lowers("pad", "constant_pad_nd")
+def _pad(call: Call) -> Result:
+    value: Value = call.arguments["self"]
+    return value if not any(call.arguments["pad"]) else None
 
 
 @_lowers("chunk", "split", "split_with_sizes", "tensor_split")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -17,6 +18,29 @@ from finepruning.errors import CaptureError
 
 # Where a result is made and how it is laid out is the executor's business.
 _LAYOUT = ("device", "layout", "pin_memory", "memory_format", "non_blocking")
+
+
+_aten: Any = torch.ops.aten
+# Operations that look at a tensor's type alone: constants, unless their shape has the batch in it.
+_FACTORIES: dict[Any, Callable[[dict[str, Any], Tensor], Tensor]] = {
+    target: lambda arguments, like, value=value: torch.full(
+        like.shape, arguments["fill_value"] if value is None else value, dtype=like.dtype
+    )
+    for value, targets in (
+        (
+            0,
+            (
+                _aten.new_zeros.default,
+                _aten.new_empty.default,
+                _aten.zeros_like.default,
+                _aten.empty_like.default,
+            ),
+        ),
+        (1, (_aten.new_ones.default, _aten.ones_like.default)),
+        (None, (_aten.new_full.default, _aten.full_like.default)),
+    )
+    for target in targets
+}
 
 
 class NeedsFunctionalError(Exception):
@@ -109,9 +133,16 @@ class _Reader:
             raise CaptureError(f"the network uses {node.target}, which has no ATen operation")
         arguments = self._arguments(node)
         nested = list(arguments.values())
-        if not any(True for _ in values_in(nested)) and not _holds_batch(nested):
+        if _holds_batch(nested):
+            return self._emit(node, arguments)
+        if not any(True for _ in values_in(nested)):
             return self._compute(node)
+        if node.target in _FACTORIES and self._is_fixed(meta):
+            return Constant(_FACTORIES[node.target](arguments, meta))
         return self._emit(node, arguments)
+
+    def _is_fixed(self, meta: Any) -> bool:
+        return isinstance(meta, Tensor) and all(isinstance(item, int) for item in self._shape(meta))
 
     def _compute(self, node: fx.Node) -> Any:
         """Run an operation on constants now."""

@@ -77,10 +77,11 @@ def read_file(path: Path, limit: int | None = None) -> bytearray:
         raise ModelFileError(
             f"{path} cannot be read: {reason}; is {path.parent} a model directory?"
         ) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise ModelFileError(f"{path} is not a regular file")
     with os.fdopen(descriptor, "rb", buffering=0) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ModelFileError(f"{path} is not a regular file")
         if limit is not None and status.st_size > limit:
             raise ModelFileError(f"{path} has {status.st_size} bytes; at most {limit} are allowed")
         try:

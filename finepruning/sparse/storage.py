@@ -190,11 +190,11 @@ def _check_use(graph: Graph, tensors: Mapping[str, Stored]) -> None:
     for name in sorted(set(tensors) - used):
         raise ModelFileError(f"config.json: tensor {short(name)} is used by no node")
     for node in graph.nodes:
-        for name in (node.weight, node.bias):
-            stored = None if name is None else tensors[name]
+        for reference in (node.weight, node.bias):
+            stored = None if reference is None else tensors[reference]
             if isinstance(stored, Tensor) and not stored.is_floating_point():
                 raise ModelFileError(
-                    f"tensor {short(name)} must be floating-point for node {short(node.name)}"
+                    f"tensor {short(reference)} must be floating-point for node {short(node.name)}"
                 )
         if node.bias is not None and isinstance(tensors[node.bias], CSR):
             raise ModelFileError(
