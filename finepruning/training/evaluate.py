@@ -61,8 +61,9 @@ def calibrated_loss(logits: Tensor, labels: Tensor) -> float:
     """The smallest mean cross entropy over ``scale * logits`` with scale >= 0 (temperature scaling).
 
     It tells how much the logits know, whatever their size: constant logits give exactly the log of the
-    number of classes, and none give more (Guo et al., ICML 2017). The plain loss of a network that was pruned and not retrained
-    mostly measures misplaced confidence, so that a network without any output would look better.
+    number of classes, and none give more (Guo et al., ICML 2017). The plain loss of a network that was
+    pruned and not retrained mostly measures misplaced confidence, so that a network without any output
+    would look better.
 
     Args:
         logits: [n, classes], float. labels: [n], int64.
