@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -103,7 +105,7 @@ def test_values_that_live_together_do_not_overlap():
     offsets, total = arena(plan, placed, {"conv3": 576})
     size = {name: placed[name].numel * 4 for name in ("a", "b", "c")} | {"scratch:conv3": 576}
     spans = sorted((offsets[name], offsets[name] + size[name]) for name in size)
-    assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
     assert spans[-1][1] <= total
 
 
