@@ -72,11 +72,10 @@ def _compress(settings: CompressConfig, resume: Path | None) -> dict[str, Any]:
         try:
             return compress(settings, progress=progress, resume=resume)
         except Interrupted as stop:
-            progress.close()
-            typer.echo(
-                f"interrupted; to continue: finepruning compress --resume {stop.run_dir}",
-                err=True,
-            )
-            raise typer.Exit(INTERRUPTED) from None
+            said = f"interrupted; to continue: finepruning compress --resume {stop.run_dir}"
+    except KeyboardInterrupt:
+        said = "interrupted"
     finally:
         progress.close()
+    typer.echo(said, err=True)
+    raise typer.Exit(INTERRUPTED)

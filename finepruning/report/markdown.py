@@ -70,14 +70,11 @@ def _outcome(report: dict[str, Any]) -> str:
             ("through the sparse engine", "", percent_text(report["sparse_accuracy"])),
             ("density", "1", f"{density_text(report['density'])} (asked: {report['target_density']:g})"),
             ("file", size_text(report["bytes_dense"]), size_text(report["bytes_sparse"])),
-            ("images: train / validation / test", _splits(images), ""),
-            ("classes", str(len(report["classes"])), ""),
         ],
+    ) + (
+        f"\n\n{len(report['classes'])} classes; {images['train']} images for training, "
+        f"{images['validation']} for validation, {images['test']} for the test, which were looked at once, at the end."
     )
-
-
-def _splits(images: dict[str, int]) -> str:
-    return " / ".join(str(images[split]) for split in ("train", "validation", "test"))
 
 
 def _rounds(rounds: Sequence[dict[str, Any]]) -> str:
