@@ -73,7 +73,8 @@ def _outcome(report: dict[str, Any]) -> str:
         ],
     ) + (
         f"\n\n{len(report['classes'])} classes; {images['train']} images for training, "
-        f"{images['validation']} for validation, {images['test']} for the test, which were looked at once, at the end."
+        f"{images['validation']} for validation, {images['test']} for the test, "
+        "which were looked at once, at the end."
     )
 
 
