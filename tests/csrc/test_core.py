@@ -1,0 +1,126 @@
+"""The bindings refuse what does not fit, with ValueError, before a kernel runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finepruning import _core
+
+
+def packed(**changes: Any) -> _core.PackedConv:
+    arguments: dict[str, Any] = {
+        "channels": 2,
+        "size": (4, 4),
+        "outputs": 3,
+        "kernel": (3, 3),
+        "stride": (1, 1),
+        "padding": (1, 1),
+        "dilation": (1, 1),
+        "groups": 1,
+        "mapping": "planar",
+    }
+    value = changes.pop("value", np.ones(3, np.float32))
+    column = changes.pop("column", np.array([0, 5, 17], np.int32))
+    rowptr = changes.pop("rowptr", np.array([0, 1, 2, 3], np.int32))
+    return _core.PackedConv(value, column, rowptr, **(arguments | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"column": np.array([0, 5, 18], np.int32)},
+        {"column": np.array([0, -1, 3], np.int32)},
+        {"column": np.array([0, 5], np.int32)},
+        {"rowptr": np.array([0, 2, 1, 3], np.int32)},
+        {"rowptr": np.array([0, 1, 2, 4], np.int32)},
+        {"rowptr": np.array([1, 1, 2, 3], np.int32)},
+        {"rowptr": np.array([0, 1, 3], np.int32)},
+        {"channels": 0},
+        {"groups": 2},
+        {"stride": (0, 1)},
+        {"padding": (-1, 0)},
+        {"kernel": (7, 7)},
+        {"mapping": "diagonal"},
+    ],
+    ids=str,
+)
+def test_weights_that_do_not_fit(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        packed(**changes)
+
+
+def test_buffers_must_lie_in_the_arena() -> None:
+    program = _core.Program(1024)
+    for offset, size in ((0, 1025), (1024, 16), (8, 16), (-16, 16), (0, -1)):
+        with pytest.raises(ValueError, match=r"buffer|arena|offset"):
+            program.buffer("arena", offset, size)
+
+
+def test_steps_must_fit_their_buffers() -> None:
+    program = _core.Program(4096)
+    source, target = program.buffer("arena", 0, 32), program.buffer("arena", 1024, 47)
+    with pytest.raises(ValueError, match="fit"):
+        program.conv(source, target, packed(), images=1)
+    with pytest.raises(ValueError, match="buffer"):
+        program.conv(source, 9, packed(), images=1)
+    with pytest.raises(ValueError, match="fit"):
+        program.elementwise(source, -1, target, n=40)
+    with pytest.raises(ValueError, match="bias"):
+        program.conv(source, target, packed(), bias=np.zeros(2, np.float32), images=1)
+    assert len(program) == 0
+
+
+def test_run_checks_input_output_and_steps() -> None:
+    program = _core.Program(16)
+    program.elementwise(program.buffer("input", 0, 8), -1, program.buffer("output", 0, 8), n=8)
+    context = program.acquire(2)
+    x, y = np.arange(8, dtype=np.float32), np.full(8, np.nan, np.float32)
+    with pytest.raises(ValueError, match="input"):
+        program.run(context, 0, 1, x[:7], y)
+    with pytest.raises(ValueError, match="output"):
+        program.run(context, 0, 1, x, y[:7])
+    with pytest.raises(ValueError, match="steps"):
+        program.run(context, 0, 2, x, y)
+    program.run(context, 0, 1, x, y)
+    assert (x == y).all()
+
+
+def test_unknown_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINEPRUNING_ISA", "sse9")
+    with pytest.raises(ValueError, match="sse9"):
+        _core.isa()
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 4, 15, 16, 17, 33])
+@pytest.mark.parametrize("n", [1, 5, 1030])
+def test_transposing_there_and_back(lanes: int, n: int) -> None:
+    blocks = -(-lanes // 16)
+    program = _core.Program(blocks * 16 * n)
+    x = np.random.default_rng(0).standard_normal(lanes * n).astype(np.float32)
+    middle = program.buffer("arena", 0, blocks * 16 * n)
+    program.transpose(program.buffer("input", 0, lanes * n), middle, images=lanes, n=n, to_lanes=True)
+    program.transpose(middle, program.buffer("output", 0, lanes * n), images=lanes, n=n, to_lanes=False)
+    context = program.acquire(2)
+    y = np.full_like(x, np.nan)
+    program.run(context, 0, 2, x, y)
+    assert (x == y).all()
+    view = program.view(context, middle).reshape(blocks, n, 16)
+    assert (view[-1, :, (lanes - 1) % 16 + 1 :] == 0).all()
+
+
+def test_kernels_cover_every_instruction_set() -> None:
+    table = _core.kernels()
+    assert {row["isa"] for row in table} >= {"portable"}
+    for isa in {row["isa"] for row in table}:
+        assert {"sparse_tile", "gather_rows", "pool", "pool_lanes"} <= {
+            row["name"] for row in table if row["isa"] == isa
+        }
+
+
+def test_machine_limits_are_positive() -> None:
+    assert _core.fma_peak(1) > 0
+    with pytest.raises(ValueError, match="threads"):
+        _core.fma_peak(0)

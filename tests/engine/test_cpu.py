@@ -1,0 +1,338 @@
+"""The CPU executor against PyTorch's dense operations in float64, at awkward shapes."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from finepruning import _core
+from finepruning.engine.cpu import CpuExecutor
+from finepruning.engine.plan import Plan, Step, Value
+from finepruning.errors import InputError
+from finepruning.sparse.csr import CSR
+
+ISAS = sorted({kernel["isa"] for kernel in _core.kernels()})
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("FINEPRUNING_ISA", request.param)
+    name: str = request.param
+    assert _core.isa() == name
+    return name
+
+
+def pruned(shape: tuple[int, ...], density: float, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(shape, generator=generator)
+    return weight * (torch.rand(shape, generator=generator) < density)
+
+
+def plan_of(steps: list[Step], shapes: dict[str, tuple[int, ...]], **more: Any) -> Plan:
+    values = {name: Value(name, tuple(shape)) for name, shape in shapes.items()}
+    return Plan(tuple(steps), values, "x", steps[-1].output, **more)
+
+
+def poison(executor: CpuExecutor) -> None:
+    """Fill the arena that the next call will use with NaN: nothing stale may reach a result."""
+    program = executor._built.program
+    context = program.acquire(torch.get_num_threads())
+    for buffer, number in executor._built.ids.items():
+        if buffer.kind == "arena":
+            program.view(context, number)[:] = float("nan")
+    program.release(context)
+
+
+def check(executor: CpuExecutor, x: Tensor, expected: Tensor) -> None:
+    poison(executor)
+    result = executor(x)
+    assert result.shape == expected.shape
+    error = (result.double() - expected.double()).norm()
+    assert error <= TOLERANCE * max(expected.double().norm().item(), 1e-30)
+
+
+def conv_step(weight: Tensor, bias: Tensor | None, attrs: dict[str, Any], **more: Any) -> Step:
+    return Step("conv", "conv2d", ("x",), "y", attrs, CSR.from_dense(weight), bias, **more)
+
+
+def attributes(stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> dict[str, Any]:
+    pair = [value if isinstance(value, tuple) else (value, value) for value in (stride, padding, dilation)]
+    return {"stride": pair[0], "padding": pair[1], "dilation": pair[2], "groups": groups}
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor | None, attrs: dict[str, Any]) -> Tensor:
+    return F.conv2d(
+        x.double(),
+        weight.double(),
+        None if bias is None else bias.double(),
+        attrs["stride"],
+        attrs["padding"],
+        attrs["dilation"],
+        attrs["groups"],
+    )
+
+
+CASES = {
+    "map narrower than a vector": ((8, 13, 13), (16, 8, 3, 3), attributes(padding=1)),
+    "rows cut by the edge": ((3, 33, 17), (5, 3, 7, 7), attributes(2, 3)),
+    "stride 4": ((3, 40, 41), (8, 3, 11, 11), attributes(4, 2)),
+    "groups": ((8, 7, 7), (12, 4, 3, 3), attributes(padding=1, groups=2)),
+    "depthwise": ((8, 9, 9), (8, 1, 3, 3), attributes(padding=1, groups=8)),
+    "dilation": ((4, 15, 12), (6, 4, 3, 3), attributes(padding=2, dilation=2)),
+    "stride and dilation": ((4, 20, 21), (6, 4, 3, 3), attributes(2, 3, 3)),
+    "kernel and padding not square": ((4, 20, 9), (6, 4, 1, 5), attributes((2, 1), (0, 2))),
+    "pointwise": ((40, 14, 14), (24, 40, 1, 1), attributes()),
+    "pointwise, stride 2": ((16, 7, 7), (24, 16, 1, 1), attributes(2)),
+    "one pixel": ((5, 1, 1), (7, 5, 1, 1), attributes()),
+    "map of one pixel, padded": ((5, 1, 1), (7, 5, 3, 3), attributes(padding=1)),
+    "blocks of channels": ((150, 6, 10), (9, 150, 3, 3), attributes(padding=1)),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16, 17])
+@pytest.mark.parametrize("case", CASES)
+def test_convolution_equals_the_dense_one(isa: str, case: str, batch: int) -> None:
+    size, shape, attrs = CASES[case]
+    weight, bias = pruned(shape, 0.3), torch.linspace(-1, 1, shape[0])
+    weight[0] = 0  # an empty row
+    x = torch.randn(batch, *size, generator=torch.Generator().manual_seed(1))
+    expected = reference(x, weight, bias, attrs).relu()
+    plan = plan_of([conv_step(weight, bias, attrs, activation="relu")], {"x": x.shape, "y": expected.shape})
+    executor = CpuExecutor(plan)
+    assert executor.report()[0].kernel.endswith(isa)
+    check(executor, x, expected)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_convolution_over_random_geometry(data: st.DataObject) -> None:
+    draw = data.draw
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    channels, outputs = groups * draw(st.integers(1, 6)), groups * draw(st.integers(1, 5))
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    stride, dilation = draw(st.tuples(st.integers(1, 4), st.integers(1, 4))), draw(st.integers(1, 3))
+    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    least = [max(1, dilation * (k - 1) + 1 - 2 * p) for k, p in zip(kernel, padding, strict=True)]
+    size = [low + draw(st.integers(0, 30)) for low in least]
+    batch = draw(st.sampled_from([1, 2, 12, 18]))
+    density = draw(st.sampled_from([0.0, 0.05, 0.5]))
+    weight = pruned((outputs, channels // groups, *kernel), density, draw(st.integers(0, 99)))
+    attrs = attributes(stride, padding, dilation, groups)
+    x = torch.randn(batch, channels, *size)
+    expected = reference(x, weight, None, attrs)
+    shapes = {"x": x.shape, "y": expected.shape}
+    steps = [conv_step(weight, None, attrs)]
+    if draw(st.booleans()):
+        other = pruned(tuple(weight.shape), density, 100)
+        shapes["r"] = shapes["y"]
+        steps = [
+            Step("skip", "conv2d", ("x",), "r", attrs, CSR.from_dense(other)),
+            conv_step(weight, None, attrs, residual="r", activation="relu6"),
+        ]
+        expected = (expected + reference(x, other, None, attrs)).clamp(0, 6)
+    check(CpuExecutor(plan_of(steps, shapes)), x, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_all_zero_layer_and_single_weight(isa: str, batch: int) -> None:
+    x, attrs, bias = torch.randn(batch, 6, 5, 5), attributes(padding=1), torch.arange(4.0)
+    empty, single = torch.zeros(4, 6, 3, 3), torch.zeros(4, 6, 3, 3)
+    single[2, 3, 1, 2] = 0.5
+    for weight in (empty, single):
+        expected = reference(x, weight, bias, attrs)
+        plan = plan_of([conv_step(weight, bias, attrs)], {"x": x.shape, "y": expected.shape})
+        check(CpuExecutor(plan), x, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 16, 40, 70])
+@pytest.mark.parametrize("columns", [1, 37, 300])
+def test_linear(isa: str, batch: int, columns: int) -> None:
+    weight, bias = pruned((50, columns), 0.2), torch.linspace(-2, 2, 50)
+    x = torch.randn(batch, columns)
+    expected = F.linear(x.double(), weight.double(), bias.double()).relu()
+    step = Step("fc", "linear", ("x",), "y", {}, CSR.from_dense(weight), bias, activation="relu")
+    check(CpuExecutor(plan_of([step], {"x": x.shape, "y": expected.shape})), x, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_linear_over_the_last_dimension(isa: str, batch: int) -> None:
+    weight, bias = pruned((20, 30), 0.3), torch.randn(20)
+    x = torch.randn(batch, 7, 30)
+    expected = F.gelu(F.linear(x.double(), weight.double(), bias.double()))
+    step = Step("fc", "linear", ("x",), "y", {}, CSR.from_dense(weight), bias, activation="gelu")
+    check(CpuExecutor(plan_of([step], {"x": x.shape, "y": expected.shape})), x, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_residual_is_added_before_the_activation(isa: str, batch: int) -> None:
+    weight, attrs = pruned((6, 6, 3, 3), 0.3), attributes(padding=1)
+    x = torch.randn(batch, 6, 10, 19)
+    expected = F.hardswish(reference(x, weight, None, attrs) + x.double())
+    step = conv_step(weight, None, attrs, residual="x", activation="hardswish")
+    check(CpuExecutor(plan_of([step], {"x": x.shape, "y": x.shape})), x, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 16, 18])
+def test_every_native_map_step_in_one_network(isa: str, batch: int) -> None:
+    """conv -> max pool -> (average pool, global gate) -> concat -> view -> linear, against PyTorch."""
+    w1, w2 = pruned((8, 3, 3, 3), 0.5, 1), pruned((10, 16 * 36), 0.2, 2)
+    x = torch.randn(batch, 3, 26, 26)
+    pool = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "ceil_mode": False}
+    average = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "ceil_mode": False}
+    average |= {"count_include_pad": False, "divisor_override": None}
+    whole = {"kernel": (13, 13), "stride": (13, 13), "padding": (0, 0), "ceil_mode": False}
+    whole |= {"count_include_pad": True, "divisor_override": None}
+    second = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0), "dilation": (1, 1), "ceil_mode": False}
+    steps = [
+        Step("c", "conv2d", ("x",), "c", attributes(padding=1), CSR.from_dense(w1), None, activation="relu"),
+        Step("m", "max_pool2d", ("c",), "m", {**pool, "dilation": (1, 1)}),
+        Step("a", "avg_pool2d", ("m",), "a", average),
+        Step("g", "avg_pool2d", ("m",), "g", whole, activation="sigmoid"),
+        Step("s", "mul", ("g", "m"), "s"),
+        Step("t", "concat", ("a", "s"), "t", {"dim": 1}),
+        Step("u", "add", ("t", "t"), "u", activation="hardsigmoid"),
+        Step("p", "max_pool2d", ("u",), "p", second),
+        Step("v", "view", ("p",), "v"),
+        Step("f", "linear", ("v",), "f", {}, CSR.from_dense(w2)),
+    ]
+    c = F.conv2d(x.double(), w1.double(), padding=1).relu()
+    m = F.max_pool2d(c, 3, 2, 1)
+    a = F.avg_pool2d(m, 3, 1, 1, count_include_pad=False)
+    g = m.mean((2, 3), keepdim=True).sigmoid()
+    t = torch.cat([a, m * g], 1)
+    u = F.hardsigmoid(t + t)
+    p = F.max_pool2d(u, 2, 2)
+    v = p.flatten(1)
+    f = F.linear(v, w2.double())
+    named = {"x": x, "c": c, "m": m, "a": a, "g": g, "s": m, "t": t, "u": u, "p": p, "v": v, "f": f}
+    executor = CpuExecutor(plan_of(steps, {name: tuple(value.shape) for name, value in named.items()}))
+    assert "aten" not in {row.kernel for row in executor.report()}
+    check(executor, x, f)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_steps_without_a_kernel_run_through_pytorch(batch: int) -> None:
+    weight = pruned((6, 4, 3, 3), 0.3)
+    x = torch.randn(batch, 4, 8, 9)
+    steps = [
+        Step("c", "conv2d", ("x",), "c", attributes(padding=1), CSR.from_dense(weight)),
+        Step(
+            "p",
+            "aten",
+            ("c",),
+            "p",
+            {"target": "aten.permute.default", "args": [{"value": "c"}, [0, 2, 3, 1]], "kwargs": {}},
+        ),
+        Step("v", "view", ("p",), "v"),
+        Step("r", "identity", ("v",), "r", activation="relu"),
+    ]
+    expected = F.conv2d(x, weight, padding=1).permute(0, 2, 3, 1).reshape(batch, 72, 6).relu()
+    shapes = {
+        "x": x.shape,
+        "c": (batch, 6, 8, 9),
+        "p": (batch, 8, 9, 6),
+        "v": (batch, 72, 6),
+        "r": (batch, 72, 6),
+    }
+    executor = CpuExecutor(plan_of(steps, shapes))
+    assert [row.kernel for row in executor.report()][1] == "aten"
+    check(executor, x, expected)
+
+
+@pytest.mark.parametrize("batch", [2, 16])
+@pytest.mark.parametrize("form", ["channels_last", "strided", "transposed"])
+def test_input_of_any_strides(batch: int, form: str) -> None:
+    weight, attrs = pruned((6, 4, 3, 3), 0.3), attributes(padding=1)
+    x = torch.randn(batch, 4, 9, 9)
+    given_x = {
+        "channels_last": x.to(memory_format=torch.channels_last),
+        "strided": torch.stack([x, x], -1)[..., 0],
+        "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
+    }[form]
+    expected = reference(x, weight, None, attrs)
+    check(
+        CpuExecutor(plan_of([conv_step(weight, None, attrs)], {"x": x.shape, "y": expected.shape})),
+        given_x,
+        expected,
+    )
+
+
+def test_a_dense_layer_runs_dense_and_says_why() -> None:
+    weight = pruned((6, 4, 3, 3), 0.9)
+    x = torch.randn(1, 4, 9, 9)
+    expected = reference(x, weight, None, attributes())
+    executor = CpuExecutor(
+        plan_of([conv_step(weight, None, attributes())], {"x": x.shape, "y": expected.shape})
+    )
+    row = executor.report()[0]
+    assert row.kernel == "aten"
+    assert row.why_dense is not None
+    assert "density" in row.why_dense
+    check(executor, x, expected)
+
+
+def test_wrong_input_is_refused_with_the_shape_it_takes() -> None:
+    weight = pruned((6, 4, 3, 3), 0.3)
+    executor = CpuExecutor(
+        plan_of([conv_step(weight, None, attributes())], {"x": (1, 4, 9, 9), "y": (1, 6, 7, 7)})
+    )
+    for wrong in (
+        torch.zeros(2, 4, 9, 9),
+        torch.zeros(1, 4, 9, 9, dtype=torch.float64),
+        torch.zeros(4, 9, 9),
+    ):
+        with pytest.raises(InputError, match=r"\(1, 4, 9, 9\)"):
+            executor(wrong)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_concurrent_calls_do_not_mix(batch: int) -> None:
+    weight, attrs = pruned((16, 8, 3, 3), 0.3), attributes(padding=1)
+    shapes = {"x": (batch, 8, 20, 20), "y": (batch, 16, 20, 20)}
+    executor = CpuExecutor(plan_of([conv_step(weight, None, attrs)], shapes))
+    inputs = [torch.randn(shapes["x"]) for _ in range(4)]
+    expected = [executor(x) for x in inputs]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(20):
+            if not torch.equal(executor(inputs[index]), expected[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_thread_count_may_change_between_calls() -> None:
+    weight, attrs = pruned((16, 8, 3, 3), 0.3), attributes(padding=1)
+    x = torch.randn(1, 8, 13, 13)
+    expected = reference(x, weight, None, attrs)
+    executor = CpuExecutor(plan_of([conv_step(weight, None, attrs)], {"x": x.shape, "y": expected.shape}))
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 3, 2):
+            torch.set_num_threads(count)
+            check(executor, x, expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_profile_names_every_native_step() -> None:
+    weight = pruned((6, 4, 3, 3), 0.3)
+    shapes = {"x": (16, 4, 9, 9), "y": (16, 6, 7, 7)}
+    executor = CpuExecutor(plan_of([conv_step(weight, None, attributes())], shapes))
+    rows = executor.profile(torch.randn(16, 4, 9, 9))
+    assert "conv" in [name for name, _ in rows]
+    assert all(seconds >= 0 for _, seconds in rows)
