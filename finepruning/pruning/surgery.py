@@ -45,6 +45,11 @@ class Surgery:
         """Number of weights that the masks keep."""
         return sum(int(mask.sum()) for mask in self.masks)
 
+    @property
+    def mask_of(self) -> dict[nn.Parameter, Tensor]:
+        """The mask of every pruned parameter."""
+        return dict(zip(self._parameters, self.masks, strict=True))
+
     def cut(self, theta: Sequence[float], keep: int) -> None:
         """Choose the masks anew, without hysteresis, so that exactly ``keep`` weights remain."""
         self.set_masks(exact_cut(scaled_magnitudes(self.weights, theta), keep))

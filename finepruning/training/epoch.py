@@ -77,7 +77,7 @@ def train_epoch(
             raise TrainingError(f"the training loss became {value} at step {step}, learning rate {rate:.3g}")
         torch.autograd.backward(loss)
         if recipe.max_grad_norm:
-            nn.utils.clip_grad_norm_(module.parameters(), recipe.max_grad_norm)
+            _clip(module, surgery, recipe.max_grad_norm)
         if surgery is None:
             optimizer.step()
         else:
@@ -87,6 +87,21 @@ def train_epoch(
         images += len(y)
         after_step(step, value)
     return total / images
+
+
+def _clip(module: nn.Module, surgery: Surgery | None, max_norm: float) -> None:
+    """Scale all gradients so that those of the weights in use have at most the norm ``max_norm``.
+
+    Dropped weights have gradients too, and there are many more of them: counted in the norm, they would
+    shrink the steps of the weights that are kept by the root of the density.
+    """
+    masks = {} if surgery is None else surgery.mask_of
+    used = [
+        parameter.grad * masks[parameter] if parameter in masks else parameter.grad
+        for parameter in module.parameters()
+        if parameter.grad is not None
+    ]
+    nn.utils.clip_grads_with_norm_(module.parameters(), max_norm, nn.utils.get_total_norm(used))
 
 
 def _teach(teacher: nn.Module | None, x: Tensor, recipe: Recipe) -> Tensor | None:
