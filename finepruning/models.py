@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from finepruning import weights as weight_files
 from finepruning.errors import ArgumentError, ModelFileError
@@ -20,6 +22,7 @@ BUILT_IN = "texturenet"
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _AUXILIARY = {"googlenet", "inception_v3"}
+_POSITIONS = "encoder.pos_embedding"
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ def create(
     messages = []
     if weights != "none":
         tensors, origin = _tensors(key, weights)
+        if isinstance(module, VisionTransformer):
+            tensors = _fit_positions(module, tensors, size)
         messages = weight_files.load_into(
             module, tensors, head=_head(module, num_classes), origin=origin, name=key
         )
@@ -133,9 +138,9 @@ def _build(key: str, num_classes: int, image_size: int, *, pretrained: bool) -> 
         options["image_size"] = image_size
     try:
         module = torchvision.models.get_model(key, **options)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:
         raise ArgumentError(
-            f"model: {key} cannot be built for {image_size}x{image_size} images ({error})"
+            f"image_size: {key} cannot be built for {image_size}x{image_size} images ({error})"
         ) from error
     return module
 
@@ -158,6 +163,24 @@ def _tensors(key: str, weights: str) -> tuple[dict[str, Tensor], str]:
             f"or --weights FILE with a safetensors or torch file"
         ) from error
     return full.state_dict(), origin
+
+
+def _fit_positions(
+    module: VisionTransformer, tensors: dict[str, Tensor], image_size: int
+) -> dict[str, Tensor]:
+    """Resample the position embeddings of a vision transformer made for another image size."""
+    own, given = module.state_dict()[_POSITIONS], tensors.get(_POSITIONS)
+    if given is None or given.shape == own.shape or given.dim() != 3 or given.shape[2] != own.shape[2]:
+        return tensors
+    try:
+        fitted: dict[str, Tensor] = interpolate_embeddings(
+            image_size, module.patch_size, OrderedDict(tensors)
+        )
+    except ValueError as error:
+        raise ModelFileError(
+            f"weights: {_POSITIONS} cannot be fitted to {image_size}x{image_size} images ({error})"
+        ) from error
+    return fitted
 
 
 def _head(module: nn.Module, num_classes: int) -> str:

@@ -160,12 +160,12 @@ def test_a_head_for_other_classes_starts_fresh_and_is_said(tmp_path: Path) -> No
 def test_a_trunk_without_its_whole_classifier_is_accepted(tmp_path: Path) -> None:
     tensors = {
         name: value
-        for name, value in torchvision.models.vgg11(num_classes=4).state_dict().items()
+        for name, value in torchvision.models.alexnet(num_classes=4).state_dict().items()
         if name.startswith("features.")
     }
     save_file(tensors, tmp_path / "w.safetensors")
-    network = models.create("vgg11", 4, str(tmp_path / "w.safetensors"), seed=0, image_size=32)
-    assert "classifier.0, classifier.3, classifier.6 were missing" in network.messages[0]
+    network = models.create("alexnet", 4, str(tmp_path / "w.safetensors"), seed=0, image_size=64)
+    assert "classifier.1, classifier.4, classifier.6 were missing" in network.messages[0]
     assert network.messages[0].endswith("and start fresh")
 
 
@@ -182,6 +182,15 @@ def test_old_densenet_spelling_is_understood(tmp_path: Path) -> None:
     network = models.create("densenet121", 4, str(tmp_path / "w.pth"), seed=0, image_size=32)
     assert network.messages == []
     assert all(torch.equal(value, tensors[name]) for name, value in network.module.state_dict().items())
+
+
+def test_a_vision_transformer_takes_weights_made_for_another_image_size(tmp_path: Path) -> None:
+    save_file(
+        dict(models.create("vit_b_32", 4, "none", seed=1).module.state_dict()), tmp_path / "w.safetensors"
+    )
+    network = models.create("vit_b_32", 4, str(tmp_path / "w.safetensors"), seed=0, image_size=64)
+    assert network.messages == []
+    assert network.module.state_dict()["encoder.pos_embedding"].shape == (1, 5, 768)
 
 
 def test_weights_of_another_network_are_refused_with_what_differs(tmp_path: Path) -> None:

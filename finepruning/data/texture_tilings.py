@@ -8,18 +8,10 @@ from numpy.typing import NDArray
 from finepruning.data.texture_fields import Field, Pattern, Random, fraction, lattice, mask, new_salt, tiles
 
 
-def running_bond(u: Field, v: Field, random: Random) -> Field:
-    return _brick_rows(u, v, 0.5, random)
-
-
-def stack_bond(u: Field, v: Field, random: Random) -> Field:
-    return _brick_rows(u, v, 0.0, random)
-
-
-def _brick_rows(u: Field, v: Field, shift: float, random: Random) -> Field:
-    """Rows of bricks twice as long as high, each row moved by a part of a brick."""
+def bricks(u: Field, v: Field, random: Random) -> Field:
+    """Running bond: bricks twice as long as high, each row moved by half a brick."""
     row = np.floor(v)
-    along = u / 2 + shift * row
+    along = u / 2 + 0.5 * row
     shade = lattice(np.floor(along), row, new_salt(random))
     return tiles(2 * fraction(along), v - row, 2, 1, shade, random)
 
@@ -100,8 +92,7 @@ def argyle(u: Field, v: Field, random: Random) -> Field:
 
 
 TILINGS: dict[str, Pattern] = {
-    "running bond": running_bond,
-    "stack bond": stack_bond,
+    "bricks": bricks,
     "herringbone": herringbone,
     "hexagons": hexagons,
     "scales": scales,
