@@ -13,6 +13,13 @@ from finepruning.pruning import prunable_layers
 FIRST_CONVOLUTION_DENSITY = 0.5
 
 
+def check_request(name: str, density: float) -> None:
+    """Raise ArgumentError unless `prune_random` can be asked for this."""
+    if not 0.0 < density <= 1.0:
+        raise ArgumentError(f"--density: {density} must be above 0 and at most 1")
+    models.resolve(name)
+
+
 def prune_random(name: str, density: float, *, seed: int = 0, classes: int = 1000) -> SparseModel:
     """A network by name with random weights, pruned by magnitude to one density in every layer.
 
@@ -22,8 +29,7 @@ def prune_random(name: str, density: float, *, seed: int = 0, classes: int = 100
     Raises:
         ArgumentError: an unknown name, or a density outside (0, 1].
     """
-    if not 0.0 < density <= 1.0:
-        raise ArgumentError(f"--density: {density} must be above 0 and at most 1")
+    check_request(name, density)
     network = models.create(name, classes, "none", seed)
     prune_uniform(network.module, density)
     size = network.image_size

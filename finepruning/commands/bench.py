@@ -104,7 +104,7 @@ def _measure(
     import tempfile
 
     from finepruning.bench import bench
-    from finepruning.bench.networks import prune_random
+    from finepruning.bench.networks import check_request, prune_random
     from finepruning.bench.runner import check
     from finepruning.report.places import model_directory, read_report
 
@@ -115,6 +115,7 @@ def _measure(
         name = report["model"] if report else directory.resolve().name
         return bench(directory, name, options, say=_say), report, run
     assert model is not None
+    check_request(model, density)
     _say(f"pruning {model} with random weights to {density:g}")
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "model"
