@@ -203,12 +203,41 @@ void broadcast(const float* a, const float* b, float* y, int64_t channels, int64
   });
 }
 
+// 4 x 4 floats, transposed in registers: row r of `x` is x + r * pitch.
+inline void transpose4(const float* x, int64_t x_pitch, float* y, int64_t y_pitch) {
+  typedef float Quad __attribute__((vector_size(16)));
+  typedef float QuadU __attribute__((vector_size(16), aligned(4), may_alias));
+  const Quad a = *reinterpret_cast<const QuadU*>(x), b = *reinterpret_cast<const QuadU*>(x + x_pitch);
+  const Quad c = *reinterpret_cast<const QuadU*>(x + 2 * x_pitch);
+  const Quad d = *reinterpret_cast<const QuadU*>(x + 3 * x_pitch);
+  const Quad ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Quad cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  *reinterpret_cast<QuadU*>(y) = __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5);
+  *reinterpret_cast<QuadU*>(y + y_pitch) = __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7);
+  *reinterpret_cast<QuadU*>(y + 2 * y_pitch) = __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5);
+  *reinterpret_cast<QuadU*>(y + 3 * y_pitch) = __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7);
+}
+
 void to_lanes(const float* x, float* y, int64_t images, int64_t pitch, int64_t n) {
-  for (int64_t i = 0; i < n; ++i)
-    for (int l = 0; l < kLanes; ++l) y[i * kLanes + l] = l < images ? x[l * pitch + i] : 0.0f;
+  const int64_t quads = images / 4 * 4;
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+    for (int64_t l = 0; l < quads; l += 4) transpose4(x + l * pitch + i, pitch, y + i * kLanes + l, kLanes);
+    for (int64_t l = quads; l < kLanes; ++l)
+      for (int64_t j = i; j < i + 4; ++j) y[j * kLanes + l] = l < images ? x[l * pitch + j] : 0.0f;
+  }
+  for (; i < n; ++i)
+    for (int64_t l = 0; l < kLanes; ++l) y[i * kLanes + l] = l < images ? x[l * pitch + i] : 0.0f;
 }
 
 void from_lanes(const float* x, float* y, int64_t images, int64_t pitch, int64_t n) {
-  for (int64_t l = 0; l < images; ++l)
-    for (int64_t i = 0; i < n; ++i) y[l * pitch + i] = x[i * kLanes + l];
+  const int64_t quads = images / 4 * 4;
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+    for (int64_t l = 0; l < quads; l += 4) transpose4(x + i * kLanes + l, kLanes, y + l * pitch + i, pitch);
+    for (int64_t l = quads; l < images; ++l)
+      for (int64_t j = i; j < i + 4; ++j) y[l * pitch + j] = x[j * kLanes + l];
+  }
+  for (; i < n; ++i)
+    for (int64_t l = 0; l < images; ++l) y[l * pitch + i] = x[i * kLanes + l];
 }

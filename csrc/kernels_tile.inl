@@ -23,11 +23,27 @@ inline void finish_tile(const TileArgs& t, const float* tile, int channel) {
   }
 }
 
+// One nonzero times its tile of inputs.
+template <int ROWS, int COLUMNS>
+inline __attribute__((always_inline)) void add_nonzero(V* sum, const char* p, ptrdiff_t row, float value) {
+  const V w = splat(value);
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r, p += row) {
+    // Keeps p in one register, with constant displacements: the compiler would otherwise hoist a pointer for
+    // every vector of the tile and spill them.
+    __asm__("" : "+r"(p));
+#pragma GCC unroll 32
+    for (int c = 0; c < COLUMNS; ++c) sum[r * COLUMNS + c] += w * load(p + c * kVectorBytes);
+  }
+}
+
 template <int ROWS, int COLUMNS>
 void run_tile(const TileArgs& t) {
   constexpr int P = ROWS * COLUMNS;
   constexpr int UNROLL = P >= 8 ? 1 : P >= 4 ? 2 : P >= 2 ? 4 : 8;
   const ptrdiff_t row = t.input_row;
+  const uint16_t* const offset = t.offset;
+  const float* const value = t.value;
   const bool whole =
       t.last && t.rows_used == ROWS && t.columns_used == COLUMNS && t.columns == COLUMNS && t.tail == kLanes;
   alignas(64) float tile[P * kLanes];
@@ -47,24 +63,15 @@ void run_tile(const TileArgs& t) {
         for (int i = 0; i < P; ++i) sum[u][i] = V{};
       uint32_t e = t.rowptr[k];
       const uint32_t end = t.rowptr[k + 1];
-      for (; e + UNROLL <= end; e += UNROLL) {
+      for (; e + UNROLL <= end; e += UNROLL)
 #pragma GCC unroll 8
-        for (int u = 0; u < UNROLL; ++u) {
-          const char* p = input + static_cast<size_t>(t.offset[e + u]) * kOffsetUnit;
-          const V w = splat(t.value[e + u]);
-#pragma GCC unroll 32
-          for (int i = 0; i < P; ++i)
-            sum[u][i] += w * load(p + (i / COLUMNS) * row + (i % COLUMNS) * kVectorBytes);
-        }
-      }
+        for (int u = 0; u < UNROLL; ++u)
+          add_nonzero<ROWS, COLUMNS>(sum[u], input + static_cast<size_t>(offset[e + u]) * kOffsetUnit, row,
+                                     value[e + u]);
       if (UNROLL > 1) {
-        for (; e < end; ++e) {
-          const char* p = input + static_cast<size_t>(t.offset[e]) * kOffsetUnit;
-          const V w = splat(t.value[e]);
-#pragma GCC unroll 32
-          for (int i = 0; i < P; ++i)
-            sum[0][i] += w * load(p + (i / COLUMNS) * row + (i % COLUMNS) * kVectorBytes);
-        }
+        for (; e < end; ++e)
+          add_nonzero<ROWS, COLUMNS>(sum[0], input + static_cast<size_t>(offset[e]) * kOffsetUnit, row,
+                                     value[e]);
 #pragma GCC unroll 8
         for (int u = 1; u < UNROLL; ++u)
 #pragma GCC unroll 32
@@ -97,10 +104,9 @@ constexpr TileEntry kTiles[] = {
     TILE(1, 13), TILE(1, 14), TILE(2, 7),
 #endif
 #if FINEPRUNING_TILE_VECTORS >= 28
-    TILE(1, 15), TILE(1, 16), TILE(1, 18), TILE(1, 20), TILE(1, 21), TILE(1, 22), TILE(1, 24),
-    TILE(1, 26), TILE(1, 27), TILE(1, 28), TILE(2, 8),  TILE(2, 9),  TILE(2, 10), TILE(2, 11),
-    TILE(2, 12), TILE(2, 13), TILE(2, 14), TILE(3, 5),  TILE(3, 6),  TILE(3, 7),  TILE(3, 8),
-    TILE(3, 9),  TILE(4, 4),  TILE(4, 5),  TILE(4, 6),  TILE(4, 7),  TILE(5, 5),
+    TILE(1, 16), TILE(1, 18), TILE(1, 20), TILE(1, 22), TILE(1, 24), TILE(1, 26), TILE(1, 27),
+    TILE(1, 28), TILE(2, 8),  TILE(2, 11), TILE(2, 13), TILE(2, 14), TILE(3, 7),  TILE(3, 8),
+    TILE(3, 9),  TILE(4, 4),  TILE(4, 6),  TILE(4, 7),  TILE(5, 5),
 #endif
 };
 #undef TILE

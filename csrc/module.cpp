@@ -65,14 +65,15 @@ using Pair = std::pair<int64_t, int64_t>;
 std::shared_ptr<PackedConv> make_packed(const Array<float>& value, const Array<int32_t>& column,
                                         const Array<int32_t>& rowptr, int64_t channels, Pair size,
                                         int64_t outputs, Pair kernel, Pair stride, Pair padding,
-                                        Pair dilation, int64_t groups, const std::string& mapping) {
+                                        Pair dilation, int64_t groups, const std::string& mapping,
+                                        int64_t matrix_blocks) {
   const ConvShape shape{channels,       size.first,      size.second,   outputs,       kernel.first,
                         kernel.second,  stride.first,    stride.second, padding.first, padding.second,
                         dilation.first, dilation.second, groups};
   const CsrView csr = view(value, column, rowptr);
   py::gil_scoped_release release;
   if (mapping == "planar") return PackedConv::planar(shape, csr, select_isa());
-  return std::make_shared<PackedConv>(shape, csr, mapping_of(mapping), select_isa());
+  return std::make_shared<PackedConv>(shape, csr, mapping_of(mapping), select_isa(), matrix_blocks);
 }
 
 std::string kernel_name(const PackedConv& p) {
@@ -118,7 +119,8 @@ PYBIND11_MODULE(_core, m) {
   py::class_<PackedConv, std::shared_ptr<PackedConv>>(m, "PackedConv")
       .def(py::init(&make_packed), py::arg("value"), py::arg("column"), py::arg("rowptr"), py::kw_only(),
            py::arg("channels"), py::arg("size"), py::arg("outputs"), py::arg("kernel"), py::arg("stride"),
-           py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("mapping"))
+           py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("mapping"),
+           py::arg("matrix_blocks") = 1)
       .def_property_readonly("kernel", &kernel_name)
       .def_property_readonly("nbytes", &PackedConv::bytes)
       .def_property_readonly("cost", [](const PackedConv& p) { return p.cost; })
@@ -223,6 +225,7 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "view",
           [](const Program& p, const std::shared_ptr<Context>& context, int id) {
+            p.check(*context);
             const Buffer& b = p.buffer(id, 0);
             if (b.kind != Buffer::kArena) throw std::invalid_argument("only arena buffers can be viewed");
             return py::array_t<float>({b.size}, {4}, context->arena() + b.offset, py::cast(context));

@@ -37,8 +37,10 @@ void check(const ConvShape& s, const CsrView& csr) {
 
 }  // namespace
 
-PackedConv::PackedConv(const ConvShape& conv, const CsrView& csr, Mapping map, const Isa& table)
+PackedConv::PackedConv(const ConvShape& conv, const CsrView& csr, Mapping map, const Isa& table,
+                       int64_t matrix_blocks)
     : PackedConv(conv, map, table) {
+  matrix_blocks_ = matrix_blocks;
   check(shape, csr);
   lay_out(csr);
   pack(csr);
@@ -202,7 +204,8 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr) const {
         if (tile.rows == 1) consider(tile, 1, tile.columns);
         break;
       case Mapping::kMatrix:
-        if (tile.rows == 1 && tile.columns <= 4) consider(tile, tile.columns, 1);
+        if (tile.rows == 1 && tile.columns <= std::clamp<int64_t>(matrix_blocks_, 1, 4))
+          consider(tile, tile.columns, 1);
         break;
     }
   }

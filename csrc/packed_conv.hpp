@@ -43,8 +43,10 @@ struct Unit {
 
 class PackedConv {
  public:
+  // matrix_blocks: blocks of 16 rows that share one reading of the weights under kMatrix (at most 4 do).
   // Throws std::invalid_argument when the shape cannot be expressed or the CSR does not fit it.
-  PackedConv(const ConvShape& shape, const CsrView& csr, Mapping mapping, const Isa& isa);
+  PackedConv(const ConvShape& shape, const CsrView& csr, Mapping mapping, const Isa& isa,
+             int64_t matrix_blocks = 1);
   // For images one by one: kRows or kFlat, whichever the cost model prefers.
   static std::shared_ptr<PackedConv> planar(const ConvShape& shape, const CsrView& csr, const Isa& isa);
 
@@ -90,6 +92,7 @@ class PackedConv {
   Layout best_layout(const CsrView& csr) const;
   void pack(const CsrView& csr);
 
+  int64_t matrix_blocks_ = 1;
   int64_t units_a_group_ = 0;
   int block_units_ = 0;
   std::vector<int32_t> unit_of_;  // [channel][tap] -> unit, or -1

@@ -23,6 +23,7 @@ Context::Context(int64_t arena_floats, int64_t scratch_floats, int threads, size
       scratch_floats_(scratch_floats),
       floats_(arena_floats + scratch_floats * threads),
       threads_(threads),
+      steps_(steps),
       counters_(new std::atomic<int64_t>[steps + 1]) {
   const size_t bytes = (static_cast<size_t>(floats_) * 4 + 4095) / 4096 * 4096 + 4096;
   memory_ = static_cast<float*>(std::aligned_alloc(4096, bytes));
@@ -70,7 +71,7 @@ std::shared_ptr<Context> Program::acquire(int threads) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     for (size_t i = 0; i < idle_.size(); ++i)
-      if (idle_[i]->threads() == threads) {
+      if (idle_[i]->threads() == threads && idle_[i]->fits(arena_floats_, scratch_floats(), steps_.size())) {
         auto context = std::move(idle_[i]);
         idle_.erase(idle_.begin() + static_cast<ptrdiff_t>(i));
         return context;
@@ -85,8 +86,14 @@ void Program::release(std::shared_ptr<Context> context) {
   idle_.push_back(std::move(context));
 }
 
+void Program::check(const Context& context) const {
+  require(context.fits(arena_floats_, scratch_floats(), steps_.size()),
+          "the context is too small: it was acquired from another program");
+}
+
 void Program::run(Context& context, size_t first, size_t last, const float* input, int64_t input_size,
                   float* output, int64_t output_size) const {
+  check(context);
   require(first <= last && last <= steps_.size(), "steps are out of range");
   require(input_size >= input_needed_, "the input is smaller than the program reads");
   require(output_size >= output_needed_, "the output is smaller than the program writes");

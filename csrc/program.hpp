@@ -31,6 +31,10 @@ class Context {
   float* arena() const { return memory_; }
   float* scratch(int thread) const { return memory_ + arena_floats_ + thread * scratch_floats_; }
   int threads() const { return threads_; }
+  // Whether it is large enough for such a program.
+  bool fits(int64_t arena_floats, int64_t scratch_floats, size_t steps) const {
+    return arena_floats_ >= arena_floats && scratch_floats_ >= scratch_floats && steps_ >= steps;
+  }
   int64_t bytes() const { return floats_ * 4; }
   std::atomic<int64_t>& counter(size_t step) { return counters_[step]; }
 
@@ -38,6 +42,7 @@ class Context {
   float* memory_ = nullptr;
   int64_t arena_floats_, scratch_floats_, floats_;
   int threads_;
+  size_t steps_;
   std::unique_ptr<std::atomic<int64_t>[]> counters_;
 };
 
@@ -65,6 +70,8 @@ class Program {
   int add_buffer(Buffer::Kind kind, int64_t offset, int64_t size);
   void add_step(std::unique_ptr<NativeStep> step) { steps_.push_back(std::move(step)); }
   const Buffer& buffer(int id, int64_t needed) const;
+  // Throws std::invalid_argument unless the context was acquired from this program as it is now.
+  void check(const Context& context) const;
 
   size_t size() const { return steps_.size(); }
   int64_t context_bytes(int threads) const;

@@ -15,7 +15,8 @@ class Kernel(TypedDict):
 
 class PackedConv:
     """Weights of a convolution, repacked for one geometry and mapping: "lanes", "rows", "flat", "matrix", or
-    "planar" (rows or flat, whichever the cost model prefers)."""
+    "planar" (rows or flat, whichever the cost model prefers). ``matrix_blocks``: blocks of 16 rows that share
+    one reading of the weights under "matrix"."""
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class PackedConv:
         dilation: tuple[int, int],
         groups: int,
         mapping: str,
+        matrix_blocks: int = 1,
     ) -> None: ...
     @property
     def kernel(self) -> str: ...

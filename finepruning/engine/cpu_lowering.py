@@ -19,8 +19,6 @@ LANE_BATCH = 12
 # Above this share of nonzeros a dense kernel does more useful work per second than a sparse one.
 DENSE_ABOVE = 0.6
 MAX_GATHER_COLUMNS = 65536
-# The matrix kernel reads the weights once for so many blocks of 16 rows; with fewer it would do empty work.
-MATRIX_BLOCKS = 4
 FUSED = (None, "relu", "relu6")
 
 
@@ -128,7 +126,8 @@ class Lowering(MapLowering):
             return True
         packed = packed_conv(
             weight,
-            mapping="matrix" if lane_blocks(rows) >= MATRIX_BLOCKS else LANED,
+            mapping="matrix",
+            matrix_blocks=min(4, lane_blocks(rows)),
             channels=weight.columns,
             size=(1, 1),
             outputs=weight.rows,
