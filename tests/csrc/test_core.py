@@ -124,11 +124,11 @@ def test_machine_limits_are_positive() -> None:
     assert _core.fma_peak(1) > 0
     with pytest.raises(ValueError, match="threads"):
         _core.fma_peak(0)
+
+
 def test_a_context_of_another_program_is_refused() -> None:
     small, large = _core.Program(16), _core.Program(1 << 16)
     large.elementwise(large.buffer("arena", 0, 65536), -1, large.buffer("arena", 0, 65536), n=65536)
     nothing = np.zeros(0, np.float32)
     with pytest.raises(ValueError, match="context"):
         large.run(small.acquire(1), 0, 1, nothing, nothing)
-
-
