@@ -8,7 +8,6 @@ from torch import nn
 from finepruning import models
 from finepruning.engine import SparseModel
 from finepruning.errors import ArgumentError
-from finepruning.pruning import prunable_layers
 
 FIRST_CONVOLUTION_DENSITY = 0.5
 
@@ -39,12 +38,14 @@ def prune_random(name: str, density: float, *, seed: int = 0, classes: int = 100
 
 
 def prune_uniform(module: nn.Module, density: float, first: float = FIRST_CONVOLUTION_DENSITY) -> None:
-    """Zero the smallest weights of every prunable layer in place, the same share in each but the first.
+    """Zero the smallest weights of every convolution and fully connected layer in place, the same share in each but the first.
 
     Args:
         module: any network. density: kept share of each layer. first: least kept share of the first one.
     """
-    for index, weight in enumerate(prunable_layers(module).values()):
+    layers = [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    for index, layer in enumerate(layers):
+        weight = layer.weight
         share = max(density, first) if index == 0 else density
         drop = weight.numel() - max(1, round(share * weight.numel()))
         if drop > 0:
