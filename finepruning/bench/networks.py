@@ -38,10 +38,10 @@ def prune_random(name: str, density: float, *, seed: int = 0, classes: int = 100
 
 
 def prune_uniform(module: nn.Module, density: float, first: float = FIRST_CONVOLUTION_DENSITY) -> None:
-    """Zero the smallest weights of every convolution and fully connected layer in place, the same share in each but the first.
+    """Zero the smallest weights of every convolution and fully connected layer, in place.
 
     Args:
-        module: any network. density: kept share of each layer. first: least kept share of the first one.
+        module: any network. density: kept share of each layer; first: least share of the first.
     """
     layers = [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     for index, layer in enumerate(layers):
