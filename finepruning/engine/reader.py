@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -21,25 +20,16 @@ _LAYOUT = ("device", "layout", "pin_memory", "memory_format", "non_blocking")
 
 
 _aten: Any = torch.ops.aten
-# Operations that look at a tensor's type alone: constants, unless their shape has the batch in it.
-_FACTORIES: dict[Any, Callable[[dict[str, Any], Tensor], Tensor]] = {
-    target: lambda arguments, like, value=value: torch.full(
-        like.shape, arguments["fill_value"] if value is None else value, dtype=like.dtype
-    )
-    for value, targets in (
-        (
-            0,
-            (
-                _aten.new_zeros.default,
-                _aten.new_empty.default,
-                _aten.zeros_like.default,
-                _aten.empty_like.default,
-            ),
-        ),
-        (1, (_aten.new_ones.default, _aten.ones_like.default)),
-        (None, (_aten.new_full.default, _aten.full_like.default)),
-    )
-    for target in targets
+# Operations that look at a tensor's type and shape alone, and the value they fill in (None: an argument).
+_FILLS: dict[Any, int | None] = {
+    _aten.new_zeros.default: 0,
+    _aten.new_empty.default: 0,
+    _aten.zeros_like.default: 0,
+    _aten.empty_like.default: 0,
+    _aten.new_ones.default: 1,
+    _aten.ones_like.default: 1,
+    _aten.new_full.default: None,
+    _aten.full_like.default: None,
 }
 
 
@@ -99,7 +89,7 @@ class _Reader:
         if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
             raise CaptureError(f"the network must take one tensor; it takes {len(inputs)} inputs")
         extent = inputs[0].meta["val"].shape[0]
-        if isinstance(extent, int):
+        if isinstance(extent, int) or extent.node.expr.is_number:
             raise CaptureError(
                 "the network works for one batch size only; its forward must not depend on the batch size"
             )
@@ -131,18 +121,19 @@ class _Reader:
             return self._extent(meta)
         if not isinstance(node.target, torch._ops.OpOverload):
             raise CaptureError(f"the network uses {node.target}, which has no ATen operation")
+        if not node.target._schema.returns:  # assertions of the tracer
+            return None
         arguments = self._arguments(node)
         nested = list(arguments.values())
         if _holds_batch(nested):
             return self._emit(node, arguments)
         if not any(True for _ in values_in(nested)):
             return self._compute(node)
-        if node.target in _FACTORIES and self._is_fixed(meta):
-            return Constant(_FACTORIES[node.target](arguments, meta))
+        if node.target in _FILLS and isinstance(meta, Tensor) and not _holds_batch(self._shape(meta)):
+            fill = _FILLS[node.target]
+            value = arguments["fill_value"] if fill is None else fill
+            return Constant(torch.full([int(extent) for extent in meta.shape], value, dtype=meta.dtype))
         return self._emit(node, arguments)
-
-    def _is_fixed(self, meta: Any) -> bool:
-        return isinstance(meta, Tensor) and all(isinstance(item, int) for item in self._shape(meta))
 
     def _compute(self, node: fx.Node) -> Any:
         """Run an operation on constants now."""
