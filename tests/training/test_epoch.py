@@ -63,6 +63,18 @@ def test_gradients_are_scaled_to_the_norm() -> None:
     assert float((after - before).norm()) == pytest.approx(0.01, rel=1e-3)
 
 
+def test_dropped_weights_do_not_count_in_the_gradient_norm() -> None:
+    net = network()
+    surgery = Surgery(prunable_layers(net))
+    surgery.cut([0.0, 0.0], 60)
+    before = torch.cat([p.detach().flatten().clone() for p in net.parameters()])
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    recipe = Recipe(CPU, "float32", max_grad_norm=0.01)
+    train_epoch(net, optimizer, batches(1), recipe, lambda step: 1.0, surgery=surgery)
+    after = torch.cat([p.detach().flatten() for p in net.parameters()])
+    assert float((after - before).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
 def test_distillation_pulls_towards_the_teacher() -> None:
     logits = torch.tensor([[0.0, 0.0]], requires_grad=True)
     labels, teacher = torch.tensor([0]), torch.tensor([[0.0, 5.0]])
