@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_run import CLASSES, make_images, tiny_config, use_tiny_network
+
+from finepruning import SparseModel, data
+from finepruning.compress import Interrupted, compress, dry_run
+from finepruning.config import CompressConfig
+from finepruning.errors import ArgumentError, DeviceError, RunError, TrainingError
+from finepruning.loop import budget
+from finepruning.progress import NoProgress
+from finepruning.run import RunDirectory
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    use_tiny_network(monkeypatch.setattr)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images") / "set"
+    make_images(folder)
+    return folder
+
+
+class Recorder(NoProgress):
+    """Notes what a run says, and interrupts it after a number of units."""
+
+    def __init__(self, interrupt_after: int | None = None) -> None:
+        self.phases: list[tuple[str, int]] = []
+        self.done: dict[str, int] = {}
+        self.messages: list[str] = []
+        self._left = interrupt_after
+        self._phase = ""
+
+    def plan(self, phases: Any) -> None:
+        self.phases = list(phases)
+
+    def start(self, phase: str) -> None:
+        self._phase = phase
+
+    def advance(self, units: int = 1, **metrics: float) -> None:
+        self.done[self._phase] = self.done.get(self._phase, 0) + units
+        if self._left is not None and units:
+            self._left -= units
+            if self._left < 0:
+                raise KeyboardInterrupt
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def model_bytes(run: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((run / "model").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    patch = pytest.MonkeyPatch()
+    use_tiny_network(patch.setattr)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("finished") / "runs" / "one"
+    compress(tiny_config(images, out))
+    torch.set_num_threads(threads)
+    patch.undo()
+    return out
+
+
+def test_a_run_leaves_model_report_trials_and_configuration(finished: Path, images: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    total = 3 * 6 * 9 + 96 * 3
+    kept = sum(layer["nnz"] for layer in report["layers"])
+    assert kept == round(0.2 * total)
+    assert report["density"] == kept / total
+    assert [layer["name"] for layer in report["layers"]] == ["0", "6"]
+    assert [entry["density"] for entry in report["rounds"]] == pytest.approx([0.2**0.5, 0.2], abs=1 / total)
+    assert report["accuracy"] == report["sparse_accuracy"] >= 0.6
+    assert report["dense_accuracy"] >= 0.6
+    assert report["classes"] == list(CLASSES)
+    assert {point["kind"] for point in report["pareto"]} == {"dense", "trial", "round", "final"}
+    assert len(report["history"]) == 2 + 2 * 2 + 1
+    assert report["seconds"]["total"] > 0
+    trials = [json.loads(line) for line in (finished / "trials.jsonl").read_text().splitlines()]
+    assert [(t["round"], t["index"]) for t in trials] == [(r, i) for r in (1, 2) for i in range(5)]
+    assert all(entry["best_loss"] <= entry["baseline_loss"] for entry in report["rounds"])
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["model"] == "tiny"
+    assert config["data"] == str(images)
+    assert config["prune_lr"] == 0.01
+    for name in ("environment.json", "report.md", "pareto.png", "checkpoints/dense.safetensors"):
+        assert (finished / name).stat().st_size > 0
+    assert (finished.parent / "latest").resolve() == finished.resolve()
+
+
+def test_the_saved_model_is_the_one_that_was_tested(finished: Path, images: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    model = SparseModel.from_pretrained(finished / "model")
+    splits = data.load(str(images), image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3, seed=0)
+    hits = [(model(x).argmax(1) == y).float() for x, y in splits.test.batches(4)]
+    assert float(torch.cat(hits).mean()) == pytest.approx(report["sparse_accuracy"])
+
+
+@pytest.mark.parametrize("units", [0, 10, 15, 24, 36, 39])
+def test_an_interrupted_and_resumed_run_ends_with_the_same_file(
+    units: int, finished: Path, images: Path, tmp_path: Path
+) -> None:
+    """The interruptions fall into the dense phase, searches, fine-tuning, the final phase and the export."""
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted) as stop:
+        compress(tiny_config(images, out), progress=Recorder(interrupt_after=units))
+    assert stop.value.run_dir == out
+    torch.rand(7)  # the caller's random numbers must not matter
+    compress(CompressConfig(), resume=out)
+    assert model_bytes(out) == model_bytes(finished)
+    strip = ("seconds",)
+    for mine, theirs in zip(
+        (out / "trials.jsonl").read_text().splitlines(),
+        (finished / "trials.jsonl").read_text().splitlines(),
+        strict=True,
+    ):
+        a, b = json.loads(mine), json.loads(theirs)
+        assert {k: v for k, v in a.items() if k not in strip} == {
+            k: v for k, v in b.items() if k not in strip
+        }
+
+
+def test_progress_announces_what_then_happens(images: Path, tmp_path: Path) -> None:
+    recorder = Recorder()
+    compress(tiny_config(images, tmp_path / "run", search="none", distillation=0.0), progress=recorder)
+    assert dict(recorder.phases) == recorder.done
+
+
+def test_a_finished_run_says_so(finished: Path) -> None:
+    recorder = Recorder()
+    before = (finished / "report.json").stat().st_mtime_ns
+    report = compress(CompressConfig(), progress=recorder, resume=finished)
+    assert "finished already" in recorder.messages[0]
+    assert report == json.loads((finished / "report.json").read_text())
+    assert (finished / "report.json").stat().st_mtime_ns == before
+
+
+def test_the_callers_random_numbers_are_left_alone(images: Path, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    compress(tiny_config(images, tmp_path / "run", search="none", rounds=1, epochs=1))
+    assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"search": "paper"},
+        {"search": "random"},
+        {"search": "none", "allocation": "erk"},
+        {"search": "none", "allocation": "global", "splicing": False},
+        {"dense_epochs": 0, "final_epochs": 0},
+        {"target_density": 1.0},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_every_kind_of_run_ends_at_its_density(options: dict[str, Any], images: Path, tmp_path: Path) -> None:
+    config = tiny_config(images, tmp_path / "run", **{"epochs": 1, "trials": 5, **options})
+    report = compress(config)
+    total = sum(layer["size"] for layer in report["layers"])
+    assert sum(layer["nnz"] for layer in report["layers"]) == round(config.target_density * total)
+    assert report["accuracy"] == report["sparse_accuracy"]
+
+
+def test_without_splicing_no_weight_comes_back(images: Path, tmp_path: Path) -> None:
+    report = compress(tiny_config(images, tmp_path / "run", search="none", splicing=False, prune_lr=0.05))
+    assert [entry["spliced"] for entry in report["rounds"]] == [0, 0]
+
+
+def test_budgets_cool_to_the_target_in_equal_ratios() -> None:
+    config = CompressConfig(target_density=0.01, rounds=4)
+    densities = [budget(config, number) for number in range(1, 5)]
+    assert densities == pytest.approx([10**-0.5, 0.1, 10**-1.5, 0.01])
+
+
+def test_dry_run_tells_the_plan_and_writes_nothing(images: Path, tmp_path: Path) -> None:
+    plan = dry_run(tiny_config(images, tmp_path / "run"))
+    assert plan["classes"] == list(CLASSES)
+    assert sum(plan["images"].values()) == 48
+    assert [layer["size"] for layer in plan["layers"]] == [162, 288]
+    assert plan["rounds"][-1] == {"round": 2, "budget": pytest.approx(0.2), "weights": 90}
+    assert plan["estimate_seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_density_below_one_weight_a_layer_is_refused_before_anything_is_written(
+    images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ArgumentError, match="fewer than one in each of the 2 layers"):
+        compress(tiny_config(images, tmp_path / "run", target_density=0.001))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("density", [0, -0.1, 1.5, float("nan")])
+def test_impossible_densities_are_refused(density: float) -> None:
+    with pytest.raises(ArgumentError, match=r"target_density is .*above 0 and at most 1"):
+        CompressConfig(target_density=density)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("search", "magic"),
+        ("allocation", "best"),
+        ("rounds", 0),
+        ("epochs", 0),
+        ("dense_epochs", -1),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("momentum", 1.0),
+        ("distillation", 1.5),
+        ("weight_decay", -1.0),
+        ("batch_size", 0),
+    ],
+)
+def test_impossible_options_are_refused_by_name(option: str, value: Any) -> None:
+    with pytest.raises(ArgumentError, match=option):
+        CompressConfig(**{option: value})
+
+
+def test_unknown_devices_are_refused(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="warp"):
+        compress(tiny_config(images, tmp_path / "run", device="warp"))
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_good_state(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(TrainingError, match=r"dense fine-tuning, epoch 1.*lower --lr"):
+        compress(tiny_config(images, out, lr=1e30, max_grad_norm=0.0, warmup=0.0))
+    assert not (out / "model").exists()
+
+
+def test_an_occupied_directory_is_refused(finished: Path, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="--resume"):
+        compress(tiny_config(images, finished))
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="is not empty"):
+        compress(tiny_config(images, tmp_path))
+    with pytest.raises(RunError, match="is a file"):
+        compress(tiny_config(images, tmp_path / "file"))
+
+
+def test_resuming_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"not a run directory: it has no config\.yaml"):
+        compress(CompressConfig(), resume=tmp_path)
+
+
+def test_a_second_process_is_refused(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        compress(tiny_config(images, out), progress=Recorder(interrupt_after=3))
+    with RunDirectory.open(out), pytest.raises(RunError, match="in use by another process"):
+        compress(CompressConfig(), resume=out)
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        compress(tiny_config(images, out), progress=Recorder(interrupt_after=8))
+    state = out / "checkpoints/state.safetensors"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(RunError, match=r"state\.safetensors is damaged"):
+        compress(CompressConfig(), resume=out)
+
+
+def test_a_trial_cut_short_by_a_kill_is_repeated(finished: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        compress(tiny_config(images, out), progress=Recorder(interrupt_after=11))
+    with (out / "trials.jsonl").open("a") as file:
+        file.write('{"round": 1, "index": 1, "ki')
+    compress(CompressConfig(), resume=out)
+    assert model_bytes(out) == model_bytes(finished)
