@@ -23,6 +23,7 @@ def model_bytes(run: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted((run / "model").iterdir())}
 
 
+@pytest.mark.timeout(900)  # five processes, each of which imports torch
 @pytest.mark.parametrize("seed", [0])
 def test_killed_and_resumed(seed: int, tmp_path: Path) -> None:
     make_images(tmp_path / "images")
