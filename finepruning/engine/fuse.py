@@ -52,7 +52,7 @@ def fuse(graph: Graph, tensors: Mapping[str, Stored], batch: int, dtype: torch.d
     constants: dict[str, Tensor] = {}
     for draft in drafts:
         if draft.op == "aten":
-            for name in references([draft.attrs["args"], draft.attrs["kwargs"]], "tensor"):
+            for name in references(draft.attrs, "tensor"):
                 stored = tensors[name]
                 assert isinstance(stored, Tensor)
                 constants[name] = stored.to(dtype) if stored.is_floating_point() else stored
@@ -110,20 +110,13 @@ class _Fuser:
                 return
             attrs = {"shape": list(self.shapes[node.name])}
         elif op == "aten":
-            attrs = self._rewire(aten.bind(attrs, self.batch))
+            attrs = aten.map_arguments(
+                aten.bind(attrs, self.batch),
+                lambda kind, content: {"value": self.name(content)} if kind == "value" else None,
+            )
         else:
             attrs = {key: tuple(item) if isinstance(item, list) else item for key, item in attrs.items()}
         self._add(_Draft(node.name, op, inputs, node.name, attrs, weight, bias))
-
-    def _rewire(self, value: Any) -> Any:
-        """ATen arguments with the names of values after fusion."""
-        if isinstance(value, Mapping):
-            if len(value) == 1 and "value" in value:
-                return {"value": self.name(value["value"])}
-            return {key: self._rewire(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._rewire(item) for item in value]
-        return value
 
     def _activation(self, node: Node, source: str) -> None:
         producer = self.drafts.get(source)

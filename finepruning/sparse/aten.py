@@ -79,15 +79,32 @@ def _takes_device(target: str) -> bool:
     return schema is not None and any(argument.name == "device" for argument in schema.arguments)
 
 
-def bind(value: Any, batch: int) -> Any:
-    """The arguments with every ``{"batch": [a, b]}`` replaced by its integer."""
-    if isinstance(value, Mapping):
-        if "batch" in value and len(value) == 1:
-            return resolve(value, batch)
-        return {key: bind(item, batch) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [bind(item, batch) for item in value]
-    return value
+def bind(attrs: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    """The attributes of a node with every ``{"batch": [a, b]}`` replaced by its integer."""
+    return map_arguments(
+        attrs, lambda kind, content: resolve({kind: content}, batch) if kind == "batch" else None
+    )
+
+
+def map_arguments(attrs: Mapping[str, Any], change: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """The attributes with some wrapped arguments replaced.
+
+    Args:
+        change: from the kind and content of ``{kind: content}`` to what replaces it, None to keep it.
+    """
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            ((kind, content),) = value.items()
+            replaced = change(kind, content)
+            return value if replaced is None else replaced
+        if isinstance(value, (list, tuple)):
+            return [walk(item) for item in value]
+        return value
+
+    # A keyword argument may itself be called "batch" or "value", so kwargs is no wrapped object.
+    kwargs = {key: walk(item) for key, item in attrs["kwargs"].items()}
+    return {**attrs, "args": walk(attrs["args"]), "kwargs": kwargs}
 
 
 def call(

@@ -61,14 +61,17 @@ class Graph:
         return names
 
 
-def references(value: Any, kind: str) -> list[str]:
-    """Names inside nested ``aten`` arguments that are wrapped as ``{kind: name}``, in order."""
+def references(attrs: Mapping[str, Any], kind: str) -> list[str]:
+    """Names in the arguments of an "aten" node that are wrapped as ``{kind: name}``, in order."""
+    # A keyword argument may itself be called "value" or "tensor", so kwargs is no wrapped object.
+    return _wrapped([attrs["args"], list(attrs["kwargs"].values())], kind)
+
+
+def _wrapped(value: Any, kind: str) -> list[str]:
     if isinstance(value, Mapping):
-        if len(value) == 1 and isinstance(value.get(kind), str):
-            return [value[kind]]
-        return [name for item in value.values() for name in references(item, kind)]
+        return [value[kind]] if kind in value else []
     if isinstance(value, (list, tuple)):
-        return [name for item in value for name in references(item, kind)]
+        return [name for item in value for name in _wrapped(item, kind)]
     return []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -172,22 +171,18 @@ def _aten(
     values = {name: torch.empty(known[name][0], dtype=known[name][1], device="meta") for name in node.inputs}
     constants: dict[str, Tensor] = {}
     float_type = next((known[name][1] for name in node.inputs if known[name][1].is_floating_point), None)
-    for name in _constants(node.attrs):
+    for name in references(node.attrs, "tensor"):
         stored = tensors[name]
         if isinstance(stored, CSR):
             raise ShapeError(f"tensor {short(name)} must be stored dense")
         dtype = float_type if float_type is not None and stored.dtype.is_floating_point else stored.dtype
         constants[name] = torch.empty(stored.shape, dtype=dtype, device="meta")
-    attrs: dict[str, Any] = aten.bind(dict(node.attrs), batch)
+    attrs = aten.bind(node.attrs, batch)
     try:
         result = aten.call(attrs, values, constants, "meta")
     except Exception as error:  # PyTorch raises many types here; all mean that the arguments do not fit
         raise ShapeError(f"{node.attrs['target']}: {str(error).strip().splitlines()[0][:200]}") from None
     return tuple(result.shape), result.dtype
-
-
-def _constants(attrs: Mapping[str, Any]) -> list[str]:
-    return references([attrs["args"], attrs["kwargs"]], "tensor")
 
 
 _RULES = {

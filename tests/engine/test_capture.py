@@ -164,7 +164,7 @@ class Functional(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.conv2d(x, self.kernel, stride=2, groups=2, padding="valid").mul(self.scale)
         x = F.hardswish(x) * torch.sigmoid(x)
-        x = F.max_pool2d(x, 2, ceil_mode=True)
+        x = F.pad(F.max_pool2d(x, 2, ceil_mode=True), (1, 0), value=-1.5)
         return F.log_softmax(x.amax((2, 3)) @ self.matrix.t(), dim=1)
 
 

@@ -225,6 +225,10 @@ CONFIG_ATTACKS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda d: node(d, "turned")["attrs"].update(kwargs={"device": "cuda"}),
         "not allowed",
     ),
+    "keyword that looks wrapped": (
+        lambda d: node(d, "turned")["attrs"].update(kwargs={"batch": [1]}),
+        "node 'turned'",
+    ),
     "deep arguments": (lambda d: node(d, "turned")["attrs"].update(args=[[[[[[[1]]]]]]]), "nested deeper"),
     "output unknown": (lambda d: d["graph"].update(output="nothing"), "not the name of a node"),
     "output is input": (lambda d: d["graph"].update(output="x"), "not the name of a node"),
