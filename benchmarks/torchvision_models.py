@@ -3,10 +3,12 @@
     python benchmarks/torchvision_models.py                   # all of them, up to 200 M parameters
     python benchmarks/torchvision_models.py alexnet resnet18  # only these
     python benchmarks/torchvision_models.py --one-each-family
+    python benchmarks/torchvision_models.py mnasnet1_0 --variance-floor 0  # with near-dead channels left in
 
 Weights are random, 90 % pruned by magnitude and scaled to keep activations alive, so that an error anywhere
 reaches the output. Each network goes through a model directory and back. Rows are added to
 benchmarks/results/torchvision_models.json as they come; a name measured again replaces its row.
+Another variance floor than the default has a file of its own, torchvision_models_floor_F.json.
 """
 
 from __future__ import annotations
@@ -29,14 +31,15 @@ from finepruning.bench.machine import describe
 from finepruning.engine import SparseModel
 from finepruning.errors import CaptureError
 
-RESULTS = Path(__file__).parent / "results" / "torchvision_models.json"
+RESULTS = Path(__file__).parent / "results"
 MAX_PARAMETERS = 200_000_000
 DENSITY = 0.1
 TOLERANCE = 1e-4
 SIZE = 224
+VARIANCE_FLOOR = 0.1
 
 
-def prepared(name: str) -> nn.Module:
+def prepared(name: str, floor: float) -> nn.Module:
     """A network with random weights, pruned, whose output depends on every layer."""
     torch.manual_seed(0)
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
@@ -50,7 +53,7 @@ def prepared(name: str) -> nn.Module:
         for layer in module.modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 prune(layer.weight)
-        estimate_norms(module)
+        estimate_norms(module, floor)
     return module.eval()
 
 
@@ -65,17 +68,17 @@ def prune(weight: Tensor) -> None:
     weight *= (energy / weight.square().sum()).sqrt()
 
 
-def estimate_norms(module: nn.Module) -> None:
+def estimate_norms(module: nn.Module, floor: float) -> None:
     """Set running statistics from a random batch, layer after layer.
 
     Pruning leaves channels that hardly vary. Training would not divide by such a variance, which turns
-    rounding errors into signal, so it is kept above a tenth of the layer's mean.
+    rounding errors into signal, so it is kept above ``floor`` times the layer's mean.
     """
 
     def estimate(norm: nn.Module, inputs: tuple[Tensor]) -> None:
         variance, mean = torch.var_mean(inputs[0].transpose(0, 1).flatten(1), dim=1)
         norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance.clamp_min(0.1 * float(variance.mean())))
+        norm.running_var.copy_(variance.clamp_min(floor * float(variance.mean())))
 
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     hooks = [norm.register_forward_pre_hook(estimate) for norm in norms]
@@ -84,10 +87,15 @@ def estimate_norms(module: nn.Module) -> None:
         hook.remove()
 
 
-def measure(name: str, parameters: int) -> dict[str, Any]:
+def measure(name: str, parameters: int, floor: float) -> dict[str, Any]:
     """One row: relative errors for batch 1 and 3, file size, and what was left to ATen operations."""
-    module = prepared(name)
-    row: dict[str, Any] = {"network": name, "parameters": parameters, "density": DENSITY}
+    module = prepared(name, floor)
+    row: dict[str, Any] = {
+        "network": name,
+        "parameters": parameters,
+        "density": DENSITY,
+        "variance_floor": floor,
+    }
     try:
         start = time.perf_counter()
         captured = SparseModel.from_dense(module, torch.zeros(1, 3, SIZE, SIZE))
@@ -136,13 +144,13 @@ def family(name: str) -> str:
     return re.match(r"(swin_v2|efficientnet_v2|shufflenet_v2|mobilenet_v\d|regnet_[xy]|[a-z]+)", stem)[0]  # type: ignore[index]
 
 
-def store(row: dict[str, Any]) -> None:
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+def store(row: dict[str, Any], path: Path) -> None:
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
     rows = [other for other in rows if other["network"] != row["network"]] + [row]
     rows.sort(key=lambda item: item["parameters"])
     context = describe(torch.device("cpu"), torch.get_num_threads())
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(
         json.dumps({**context, "tolerance": TOLERANCE, "image_size": SIZE, "rows": rows}, indent=1) + "\n"
     )
 
@@ -154,21 +162,30 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="networks; default all")
     parser.add_argument("--one-each-family", action="store_true", help="the smallest of each family")
     parser.add_argument("--missing", action="store_true", help="only networks without a row yet")
+    parser.add_argument(
+        "--variance-floor",
+        type=float,
+        default=VARIANCE_FLOOR,
+        help="as a share of the layer's mean",
+    )
     options = parser.parse_args()
+    floor = options.variance_floor
+    suffix = "" if floor == VARIANCE_FLOOR else f"_floor_{floor:g}"
+    path = RESULTS / f"torchvision_models{suffix}.json"
     warnings.simplefilter("ignore")
     sizes = candidates()
     names = options.names or list(sizes)
     if options.one_each_family:
         names = list({family(name): name for name in reversed(names)}.values())[::-1]
-    if options.missing and RESULTS.exists():
-        known = {row["network"] for row in json.loads(RESULTS.read_text())["rows"]}
+    if options.missing and path.exists():
+        known = {row["network"] for row in json.loads(path.read_text())["rows"]}
         names = [name for name in names if name not in known]
     columns = ("network", "M par.", "error b1", "error b3", "spread", "file", "steps", "aten", "status")
     print("{:22} {:>7} {:>9} {:>9} {:>7} {:>6} {:>5} {:>5}  {}".format(*columns))
     wrong = 0
     for name in names:
-        row = measure(name, sizes[name])
-        store(row)
+        row = measure(name, sizes[name], floor)
+        store(row, path)
         wrong += row["status"] != "ok"
         if row["status"] == "not captured":
             print(f"{name:22} {row['parameters'] / 1e6:7.1f}  not captured: {row['reason']}", flush=True)

@@ -174,8 +174,8 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr) const {
       l.block_units =
           static_cast<int>(std::clamp<int64_t>(budget / unit_bytes, 1, std::max<int64_t>(units_a_group_, 1)));
       const double count = static_cast<double>(std::max<int64_t>(1, ceil_div(units_a_group_, l.block_units)));
-      // Cycles, from measurement: an FMA fed by the first-level cache takes half a cycle, by the second
-      // about one and a half; carrying sums from block to block costs a load and a store each.
+      // Cycles, estimated and not calibrated: an FMA fed by the first-level cache takes half a cycle, by the
+      // second about one and a half; carrying sums from block to block costs a load and a store each.
       const double fed = l.block_units * unit_bytes <= kCacheBytes + 4096 ? 0.5 : 1.3;
       const double chains = p >= 8 ? p : p >= 4 ? 2 * p : p >= 2 ? 4 * p : 8;
       const double step = std::max(fed * p * parts, p * 4.0 / chains) + 1.0 * parts;
