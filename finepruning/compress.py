@@ -16,7 +16,8 @@ from finepruning import data, models
 from finepruning.config import CompressConfig
 from finepruning.environment import describe_environment
 from finepruning.errors import DeviceError, FinepruningError
-from finepruning.loop import Loop, Phase, budget, phases
+from finepruning.loop import Loop
+from finepruning.phases import Phase, budget, phases
 from finepruning.progress import NoProgress, Progress
 from finepruning.pruning import prunable_layers, weights_to_keep
 from finepruning.run import DENSE, REPORT, RunDirectory, check_new, default_path

@@ -11,7 +11,6 @@ import itertools
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 
 from finepruning.config import CompressConfig
 from finepruning.data import Splits
-from finepruning.errors import TrainingError
+from finepruning.errors import RunError, TrainingError
+from finepruning.phases import Facts, Phase, budget, phases
 from finepruning.progress import Progress
 from finepruning.pruning import (
     ALLOCATION_RULES,
@@ -45,58 +45,6 @@ from finepruning.seeding import derive_seed
 from finepruning.training import Evaluation, Recipe, cosine, evaluate, train_epoch
 
 CALIBRATION_BATCHES = 8
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One entry of the loop: ``kind`` is "dense", "search", "round" or "final"."""
-
-    kind: str
-    round: int
-    title: str
-    epochs: int = 0
-
-
-@dataclass
-class Facts:
-    """What the loop knows besides tensors; JSON all through.
-
-    Attributes:
-        phase, step: index of the phase to go on with, and how many of its epochs are done.
-        theta: of the current round. previous: theta of the round before.
-        spliced: weights re-admitted in the current round so far.
-        dense: validation loss and accuracy of the dense network.
-        rounds, history, seconds: as in report.json.
-    """
-
-    phase: int = 0
-    step: int = 0
-    theta: list[float] = field(default_factory=list)
-    previous: list[float] | None = None
-    spliced: int = 0
-    dense: dict[str, float] = field(default_factory=dict)
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    seconds: dict[str, float] = field(
-        default_factory=lambda: {"dense": 0.0, "search": 0.0, "fine_tune": 0.0, "final": 0.0}
-    )
-
-
-def phases(config: CompressConfig) -> list[Phase]:
-    """The phases of a run, in order."""
-    result = [Phase("dense", 0, "dense fine-tuning", config.dense_epochs)]
-    for number in range(1, config.rounds + 1):
-        title = f"round {number}/{config.rounds}"
-        result.append(Phase("search", number, f"{title}: search"))
-        result.append(Phase("round", number, f"{title}: fine-tuning", config.epochs))
-    final = config.epochs if config.final_epochs is None else config.final_epochs
-    result.append(Phase("final", config.rounds, "final fine-tuning", final))
-    return result
-
-
-def budget(config: CompressConfig, number: int) -> float:
-    """Density after round ``number`` (from 1): from 1 to the target in equal ratios."""
-    return float(config.target_density ** (number / config.rounds))
 
 
 class Loop:
@@ -401,7 +349,13 @@ class Loop:
             return
         tensors, facts = stored
         self.facts = Facts(**facts)
-        self.module.load_state_dict(dict(_under("module.", tensors)))
+        try:
+            self.module.load_state_dict(dict(_under("module.", tensors)))
+        except RuntimeError:
+            raise RunError(
+                f"{self._run.path / STATE} holds another network than this run's data and model give now "
+                "(did the number of classes change?); restore the data, or start a new run"
+            ) from None
         masks = dict(_under("mask.", tensors))
         if masks:
             self._surgery = Surgery(self.layers)

@@ -14,7 +14,7 @@ from finepruning import SparseModel, data
 from finepruning.compress import Interrupted, compress, dry_run
 from finepruning.config import CompressConfig
 from finepruning.errors import ArgumentError, DeviceError, RunError, TrainingError
-from finepruning.loop import budget
+from finepruning.phases import budget
 from finepruning.progress import NoProgress
 from finepruning.run import RunDirectory
 

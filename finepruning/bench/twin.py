@@ -7,28 +7,18 @@ import io
 import logging
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finepruning.engine.activations import ACTIVATIONS
 from finepruning.engine.fuse import fuse
 from finepruning.engine.plan import Plan, Step
 from finepruning.sparse import aten
 from finepruning.sparse.csr import CSR
 from finepruning.sparse.storage import StoredModel
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "hardswish": F.hardswish,
-    "hardsigmoid": F.hardsigmoid,
-    "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "gelu": F.gelu,
-}
 
 
 class DenseTwin:
@@ -125,7 +115,7 @@ class PlanModule(nn.Module):
             out = self._operation(step, [values[name] for name in step.inputs])
         if step.residual is not None:
             out = out + values[step.residual]
-        return out if step.activation is None else ACTIVATIONS[step.activation](out)
+        return ACTIVATIONS[step.activation](out)
 
     def _operation(self, step: Step, inputs: list[Tensor]) -> Tensor:
         x, attrs = inputs[0], step.attrs

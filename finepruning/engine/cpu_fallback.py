@@ -8,20 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finepruning.engine.activations import ACTIVATIONS
 from finepruning.engine.plan import Plan, Step
 from finepruning.sparse import aten
 from finepruning.sparse.csr import CSR
-
-ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
-    None: lambda x: x,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "hardswish": F.hardswish,
-    "hardsigmoid": F.hardsigmoid,
-    "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "gelu": F.gelu,
-}
 
 
 def step_runner(plan: Plan, step: Step) -> Callable[[Mapping[str, Tensor]], Tensor]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finepruning.engine import cuda_weights
+from finepruning.engine.activations import ACTIVATIONS
 from finepruning.engine.cuda_choice import Choice
 from finepruning.engine.cuda_layout import Placement
 from finepruning.engine.plan import Step
@@ -28,16 +29,6 @@ from finepruning.sparse import aten
 from finepruning.sparse.csr import CSR
 
 Launch = Callable[[], None]
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "hardswish": F.hardswish,
-    "hardsigmoid": F.hardsigmoid,
-    "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "gelu": F.gelu,
-}
 
 
 @dataclass(frozen=True)
@@ -132,7 +123,7 @@ def _store(step: Step, compute: Callable[[], Tensor], context: Context, bias: Te
         result = compute()
         if residual is not None:
             result = result + residual
-        y.copy_(result if activation is None else _ACTIVATIONS[activation](result))
+        y.copy_(ACTIVATIONS[activation](result))
 
     return copy
 

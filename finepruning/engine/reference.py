@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finepruning.engine.activations import ACTIVATIONS
 from finepruning.engine.plan import Plan, Step, StepReport
 from finepruning.sparse import aten
 from finepruning.sparse.csr import CSR
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "hardswish": F.hardswish,
-    "hardsigmoid": F.hardsigmoid,
-    "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "gelu": F.gelu,
-}
 
 
 class ReferenceExecutor:
@@ -55,7 +44,7 @@ class ReferenceExecutor:
         if step.residual is not None:
             result = result + values[step.residual]
         if step.activation is not None:
-            result = _ACTIVATIONS[step.activation](result)
+            result = ACTIVATIONS[step.activation](result)
         expected = self.plan.values[step.output].shape
         assert tuple(result.shape) == expected, f"{step.name}: {tuple(result.shape)} is not {expected}"
         return result

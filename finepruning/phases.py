@@ -1,0 +1,60 @@
+"""What the fine-pruning loop will do, in order, and what it knows on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from finepruning.config import CompressConfig
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One entry of the loop: ``kind`` is "dense", "search", "round" or "final"."""
+
+    kind: str
+    round: int
+    title: str
+    epochs: int = 0
+
+
+@dataclass
+class Facts:
+    """What the loop knows besides tensors; JSON all through.
+
+    Attributes:
+        phase, step: index of the phase to go on with, and how many of its epochs are done.
+        theta: of the current round. previous: theta of the round before.
+        spliced: weights re-admitted in the current round so far.
+        dense: validation loss and accuracy of the dense network.
+        rounds, history, seconds: as in report.json.
+    """
+
+    phase: int = 0
+    step: int = 0
+    theta: list[float] = field(default_factory=list)
+    previous: list[float] | None = None
+    spliced: int = 0
+    dense: dict[str, float] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"dense": 0.0, "search": 0.0, "fine_tune": 0.0, "final": 0.0}
+    )
+
+
+def phases(config: CompressConfig) -> list[Phase]:
+    """The phases of a run, in order."""
+    result = [Phase("dense", 0, "dense fine-tuning", config.dense_epochs)]
+    for number in range(1, config.rounds + 1):
+        title = f"round {number}/{config.rounds}"
+        result.append(Phase("search", number, f"{title}: search"))
+        result.append(Phase("round", number, f"{title}: fine-tuning", config.epochs))
+    final = config.epochs if config.final_epochs is None else config.final_epochs
+    result.append(Phase("final", config.rounds, "final fine-tuning", final))
+    return result
+
+
+def budget(config: CompressConfig, number: int) -> float:
+    """Density after round ``number`` (from 1): from 1 to the target in equal ratios."""
+    return float(config.target_density ** (number / config.rounds))
