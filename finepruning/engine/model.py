@@ -54,6 +54,7 @@ class SparseModel(nn.Module):
         self._executors: OrderedDict[int, Executor] = OrderedDict()
         self._building: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
+        self._pads: bool | None = None  # whether batches may be padded; None: not known yet
 
     @classmethod
     def from_pretrained(
@@ -166,7 +167,7 @@ class SparseModel(nn.Module):
         if type(batch) is not int or batch < 1:
             raise ArgumentError(f"batch must be an integer of at least 1, not {batch!r}")
         executor = self._executor(batch)
-        return PlanReport(executor.report(), batch, str(self.device), executor.arena_bytes)
+        return PlanReport(executor.report(), self._recorded(batch), str(self.device), executor.arena_bytes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch.
@@ -212,6 +213,7 @@ class SparseModel(nn.Module):
 
     def _executor(self, batch: int) -> Executor:
         """The executor for a batch size, made once however many threads ask for it."""
+        batch = self._recorded(batch)
         with self._lock:
             executor = self._executors.get(batch)
             if executor is not None:
@@ -231,6 +233,16 @@ class SparseModel(nn.Module):
                     self._executors.popitem(last=False)
                 self._building.pop(batch, None)
             return executor
+
+    def _recorded(self, batch: int) -> int:
+        """The batch size of the plan for ``batch`` images: itself, or on a GPU its bucket."""
+        if self.device.type != "cuda":
+            return batch
+        from finepruning.engine.cuda_batch import bucket, pads
+
+        if self._pads is None:  # batch 2 tells a batch dimension from one of size 1
+            self._pads = pads(fuse(self._stored.graph, self._stored.tensors, 2, self.input_dtype))
+        return bucket(batch) if self._pads else batch
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseModel:
         device, dtype = self.device, self.dtype

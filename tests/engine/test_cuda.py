@@ -73,7 +73,7 @@ NETWORKS = {"alexnet-like": (_alexnet_like, (3, 21, 19)), "residual": (_Residual
 
 
 def _names(plan):
-    return [layer.name for layer in cuda_choice.layers(plan, tf32=False)]
+    return [layer.name for layer in cuda_choice.layers(plan)]
 
 
 def _compare(plan, methods, tolerance=1e-4):

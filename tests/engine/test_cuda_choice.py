@@ -7,8 +7,9 @@ import itertools
 import pytest
 import torch
 
-from finepruning.engine.cuda_choice import H200, Choice, Layer, choose, seconds
+from finepruning.engine.cuda_choice import Choice, Layer, choose
 from finepruning.engine.cuda_layout import Placement, arena, placements
+from finepruning.engine.cuda_roofline import H200, seconds
 from finepruning.engine.plan import Plan, Step, Value
 from finepruning.sparse.csr import CSR
 
