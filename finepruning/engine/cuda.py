@@ -66,7 +66,7 @@ class CudaExecutor:
     ) -> None:
         self.device = _device(device)
         self._lock = threading.Lock()
-        self._on_gpu = self.device.type == "cuda"
+        self._on_gpu = _is_gpu(self.device)
         self._pads = pads(plan)
         layout: cuda_program.Layout | None = None
         # Made outside inference mode: inference tensors could not be written to by calls outside it.
@@ -84,6 +84,7 @@ class CudaExecutor:
                 )
             choices, order = self._choose(plan, methods, measure)
             layout = cuda_program.lay_out(plan, choices, order)
+            self._choices = choices
             self._program = cuda_program.Program(plan, choices, layout, self.device)
             self._enqueue = self._program.run
             self._bytes = layout.arena_bytes + layout.input_bytes
@@ -191,6 +192,10 @@ class CudaExecutor:
     def arena_bytes(self) -> int:
         """Bytes of activations, scratch and, on a GPU, the graph's own pool (library workspaces)."""
         return self._bytes
+
+
+def _is_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _device(device: torch.device | str) -> torch.device:

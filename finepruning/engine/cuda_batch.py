@@ -1,7 +1,7 @@
 """Batch buckets: which batch size is recorded for a batch of images.
 
 A CUDA graph fits one batch size. Sizes are rounded up to a bucket and padded, so that a service with any
-batch from 1 to 256 needs 20 graphs, not 256. From 8 on buckets are multiples of 8: with images innermost
+batch from 1 to 256 needs 19 graphs, not 256. From 8 on buckets are multiples of 8: with images innermost
 in memory, odd batches would break 16-byte reads, so a padded batch of 24 is hardly slower than one of 17.
 """
 

@@ -79,7 +79,7 @@ class TimingTable:
             seconds = {str(key): float(value) for key, value in content["seconds"].items()}
             if not all(math.isfinite(value) and value > 0 for value in seconds.values()):
                 raise ValueError("a time that is not a positive number")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             warnings.warn(
