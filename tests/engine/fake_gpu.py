@@ -14,9 +14,12 @@ from finepruning.engine import cuda, cuda_graph
 
 
 class FakeGpu:
-    """Patches `torch.cuda` for one test. ``log`` holds what was called."""
+    """Patches `torch.cuda` for one test. ``log`` holds what was called.
 
-    def __init__(self, monkeypatch):
+    ``replays``: how often each graph computes; later replays only log, as the interpreter is slow.
+    """
+
+    def __init__(self, monkeypatch, replays=1000):
         self.log = []
         self.capturing = False
         log = self.log
@@ -76,6 +79,10 @@ class FakeGpu:
             "device": lambda device: contextlib.nullcontext(),
             "is_current_stream_capturing": lambda: self.capturing,
             "empty_cache": lambda: None,
+            "synchronize": lambda device=None: None,
+            "memory_reserved": lambda device=None: 1 << 20,
+            "max_memory_reserved": lambda device=None: 3 << 20,
+            "reset_peak_memory_stats": lambda device=None: None,
             "mem_get_info": lambda device=None: (3 << 20, 80 << 30),
         }
         for name, value in patches.items():
@@ -97,6 +104,13 @@ class FakeGpu:
                 launch()
 
             make(this, device, logged)
-            this._graph.replay = lambda: (log.append("replay"), launch())
+            left = iter(range(replays))
+
+            def replay():
+                log.append("replay")
+                if next(left, None) is not None:
+                    launch()
+
+            this._graph.replay = replay
 
         monkeypatch.setattr(cuda_graph.Recording, "__init__", recording)

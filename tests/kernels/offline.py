@@ -2,7 +2,8 @@
 
 Triton gets a driver that names an sm_90 target and nothing else, and every launch only compiles: argument
 types, alignments and constants are those that the launch function passes for real tensors. Run as a
-program (the tests' own process has the interpreter switched on) it prints what the tests check, as JSON.
+program (the tests' own process has the interpreter switched on) it prints what the tests check, as JSON;
+with arguments NETWORK BATCH DTYPE it does so for every launch of a torchvision network.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import tempfile
 
 import torch
@@ -138,8 +140,34 @@ def launches(dtype):
     return result
 
 
+def network_launches(name, batch, dtype, size=64):
+    """Facts about every different kernel that a pruned torchvision network launches; one dictionary each."""
+    from finepruning import models
+    from finepruning.bench.networks import prune_uniform
+    from finepruning.engine import cuda_choice, cuda_program, cuda_roofline
+    from finepruning.engine.capture import capture
+    from finepruning.engine.fuse import fuse
+
+    network = models.create(name, 10, "none", 0).module
+    prune_uniform(network, 0.1)
+    graph, tensors = capture(network.eval(), (3, size, size), dtype)
+    plan = fuse(graph, tensors, batch, dtype)
+    candidates = cuda_choice.layers(plan)
+    times = {layer.name: cuda_roofline.seconds(layer, cuda_roofline.H200) for layer in candidates}
+    choices = cuda_choice.choose(candidates, times)
+    layout = cuda_program.lay_out(plan, choices, "channels_last")
+    launched()
+    with torch.no_grad():
+        cuda_program.Program(plan, choices, layout, torch.device("cpu")).run()
+    return {f"{function} {kernel.hash}": facts(kernel) for function, kernel in launched()}
+
+
 def main():
     switch_on()
+    if sys.argv[1:]:
+        name, batch, dtype = sys.argv[1:]
+        print(json.dumps(network_launches(name, int(batch), DTYPES[dtype])))
+        return
     result = {}
     for dtype_name, dtype in DTYPES.items():
         for name, launch in launches(dtype).items():

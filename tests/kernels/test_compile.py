@@ -12,15 +12,19 @@ from finepruning.kernels.table import KERNELS
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-@pytest.fixture(scope="module")
-def kernels():
+def offline(*arguments):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = Path(__file__).with_name("offline.py")
     done = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, script, *arguments], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return offline()
 
 
 def test_every_kernel_is_compiled_for_every_type(kernels):
@@ -72,3 +76,14 @@ def test_pools_move_at_least_8_bytes_at_a_time(kernels, name):
         facts = kernels[f"{name} {dtype}"]
         assert any(".v2.b32" in load or ".v4.b32" in load for load in facts["loads"])
         assert any(".v2.b32" in store or ".v4.b32" in store for store in facts["stores"])
+
+
+@pytest.mark.parametrize(
+    ("network", "batch", "dtype"),
+    [("resnet18", 8, "float32"), ("mobilenet_v3_small", 1, "float16")],
+)
+def test_whole_networks_compile(network, batch, dtype):
+    """Every kernel of a real network's plan: within the registers of six blocks, nothing spilled."""
+    facts = offline(network, str(batch), dtype)
+    assert any(name.startswith("sparse_conv2d_kernel") for name in facts)
+    assert {name: f for name, f in facts.items() if f["spilled_bytes"] or f["registers"] > 80} == {}
