@@ -49,11 +49,16 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to compute the same: its name, its arithmetic (a key of `TOLERANCE`), how to make it."""
+    """One way to compute the same: its name, its arithmetic (a key of `TOLERANCE`), how to make it.
+
+    ``expected`` replaces the common reference for a contender with other weights; ``columns`` start its row.
+    """
 
     name: str
     precision: str
     prepare: Callable[[], Prepared]
+    expected: Tensor | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -110,7 +115,7 @@ def measure(
 
     Args:
         contenders: whose preparing may fail: the row then has ``error`` and the others go on.
-        expected: float32 reference of their output.
+        expected: float32 reference of their output, on the device.
         seconds: timed seconds wanted of each, hot and cold alike.
 
     Returns:
@@ -118,35 +123,40 @@ def measure(
         weight_bytes``; where outputs differ ``skipped`` says by how much, and no time is given.
     """
     rows: list[dict[str, Any]] = []
-    ready: dict[str, Prepared] = {}
-    for contender in contenders:
-        row: dict[str, Any] = {"peer": contender.name, "precision": contender.precision}
+    ready: dict[int, Prepared] = {}
+    for index, contender in enumerate(contenders):
+        row: dict[str, Any] = {
+            **contender.columns,
+            "peer": contender.name,
+            "precision": contender.precision,
+        }
         rows.append(row)
         try:
             prepared, row["peak_bytes"] = _prepare(contender, device)
-            error = relative_error(prepared.output, expected)
+            reference = expected if contender.expected is None else contender.expected
+            error = relative_error(prepared.output, reference)
             row |= {
                 "relative_error": error,
                 "weight_bytes": prepared.weight_bytes,
                 **prepared.notes,
             }
             if error <= TOLERANCE[contender.precision]:
-                ready[contender.name] = prepared
+                ready[index] = prepared
             else:
                 row["skipped"] = f"outputs differ from the float32 reference by {error:.2g}"
         except Exception as problem:  # one contender must not cost the others; its row keeps the reason
             row["error"] = f"{type(problem).__name__}: {problem}"
-    calls = {name: prepared.replay for name, prepared in ready.items()}
+    calls = {str(index): prepared.replay for index, prepared in ready.items()}
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
     hot = interleave(calls, stopwatch=CudaStopwatch(device), seconds=seconds)
     cold = interleave(calls, stopwatch=CudaStopwatch(device, flush), seconds=seconds)
-    for row in rows:
-        timing = hot.get(row["peer"])
+    for index, row in enumerate(rows):
+        timing = hot.get(str(index))
         row["median_ms"] = None if timing is None else timing.median_ms
         row["p20_ms"] = None if timing is None else timing.p20_ms
         row["p80_ms"] = None if timing is None else timing.p80_ms
         row["samples"] = 0 if timing is None else len(timing.samples_ms)
-        row["cold_ms"] = None if timing is None else cold[row["peer"]].median_ms
+        row["cold_ms"] = None if timing is None else cold[str(index)].median_ms
     return rows
 
 

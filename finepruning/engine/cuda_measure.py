@@ -8,6 +8,7 @@ layer's signature, others by signature and density (two digits).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from finepruning.engine.plan import Plan, Step
 from finepruning.sparse.csr import CSR
 
 # A method that the model puts this many times behind the best is not worth measuring.
-HOPELESS = 5.0
+HOPELESS = 3.0
 # A network slower than the dense one by more than this share is planned again with more dense layers.
 TOLERANCE = 0.01
 ATTEMPTS = 3
@@ -178,11 +179,17 @@ def _cold_seconds(device: torch.device, program: Program, flush_bytes: int) -> f
         flush.zero_()
         program.run()
 
+    return replay_seconds(device, Recording(device, both).replay) - _flush_seconds(device, flush_bytes)
+
+
+@functools.cache
+def _flush_seconds(device: torch.device, flush_bytes: int) -> float:
+    flush = torch.empty(flush_bytes, dtype=torch.uint8, device=device)
+
     def only_flush() -> None:
         flush.zero_()
 
-    whole = replay_seconds(device, Recording(device, both).replay)
-    return whole - replay_seconds(device, Recording(device, only_flush).replay)
+    return replay_seconds(device, Recording(device, only_flush).replay)
 
 
 def layer_key(layer: Layer, method: Method) -> str:
