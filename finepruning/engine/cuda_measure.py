@@ -169,7 +169,9 @@ def _table(device: torch.device) -> TimingTable:
         "finepruning": finepruning.__version__,
     }
     path = cache_path(identity)
-    return _tables.setdefault(str(path), TimingTable(path, identity))
+    if str(path) not in _tables:  # executors are built one at a time
+        _tables[str(path)] = TimingTable(path, identity)
+    return _tables[str(path)]
 
 
 def _cold_seconds(device: torch.device, program: Program, flush_bytes: int) -> float:
