@@ -3,8 +3,8 @@
 A layer can run *sparse* (its stored weights only, on the CUDA cores), *expand* (dense weights made just
 in time in a shared scratch, then cuDNN or cuBLAS) or *dense* (dense weights kept in memory). The rule:
 every layer takes the faster of the two that keep its weights sparse; if the network as a whole would
-then be slower than the dense network, layers keep dense weights, the best trade of time for bytes first,
-until it is not. Seconds are measured (`cuda_measure`) or modelled (`cuda_roofline`).
+then be slower than the dense network by more than `SLACK`, layers keep dense weights, the best trade of
+time for bytes first, until it is not. Seconds are measured (`cuda_measure`) or modelled (`cuda_roofline`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ METHODS: tuple[Method, ...] = ("sparse", "expand", "dense")
 
 # A layer with more of its weights than this has nothing to skip: sparse storage would be larger.
 MAX_DENSITY = 0.45
+# Share of the dense network's time that may be given for keeping weights sparse: less than timing's noise.
+SLACK = 0.015
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def choose(
         (layer for layer in candidates if loss(layer) > 0),
         key=lambda layer: -loss(layer) / max(layer.dense_bytes, 1),
     ):
-        if total <= dense_total - spare:
+        if total <= dense_total * (1 + SLACK) - spare:
             break
         total -= loss(layer)
         picked[layer.name] = "dense"

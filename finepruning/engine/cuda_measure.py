@@ -28,7 +28,7 @@ from finepruning.sparse.csr import CSR
 # A method that the model puts this many times behind the best is not worth measuring.
 HOPELESS = 3.0
 # A network slower than the dense one by more than this share is planned again with more dense layers.
-TOLERANCE = 0.01
+TOLERANCE = cuda_choice.SLACK
 ATTEMPTS = 3
 LEAST_SECONDS = 1e-7
 

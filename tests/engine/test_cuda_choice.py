@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from finepruning.engine.cuda_choice import Choice, Layer, choose
+from finepruning.engine.cuda_choice import SLACK, Choice, Layer, choose
 from finepruning.engine.cuda_layout import Placement, arena, placements
 from finepruning.engine.cuda_roofline import H200, seconds
 from finepruning.engine.plan import Plan, Step, Value
@@ -49,7 +49,7 @@ def test_a_network_is_never_planned_slower_than_dense():
     layers = [_linear(0.1, 256)]
     times = {"fc": seconds(layers[0], H200)}
     choice = choose(layers, times)["fc"]
-    assert times["fc"][choice.method] <= times["fc"]["dense"]
+    assert times["fc"][choice.method] <= times["fc"]["dense"] * (1 + SLACK)
     assert choice.why_dense is not None
 
 
