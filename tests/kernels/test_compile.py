@@ -35,8 +35,8 @@ def test_every_kernel_is_compiled_for_every_type(kernels):
 
 def test_nothing_spills(kernels):
     assert {name: facts["spilled_bytes"] for name, facts in kernels.items() if facts["spilled_bytes"]} == {}
-    # Four blocks of 128 threads fit a processor's 65536 registers, with 16 loads in flight in each thread.
-    assert {name: facts["registers"] for name, facts in kernels.items() if facts["registers"] > 128} == {}
+    # Three blocks of 128 threads fit a processor's 65536 registers, with 16 loads in flight in each thread.
+    assert {name: facts["registers"] for name, facts in kernels.items() if facts["registers"] > 168} == {}
 
 
 def test_sums_are_float32_on_the_cuda_cores(kernels):
@@ -83,7 +83,7 @@ def test_pools_move_at_least_8_bytes_at_a_time(kernels, name):
     [("resnet18", 8, "float32"), ("mobilenet_v3_small", 1, "float16")],
 )
 def test_whole_networks_compile(network, batch, dtype):
-    """Every kernel of a real network's plan: within the registers of four blocks, nothing spilled."""
+    """Every kernel of a real network's plan: within the registers of three blocks, nothing spilled."""
     facts = offline(network, str(batch), dtype)
     assert any(name.startswith("sparse_conv2d_kernel") for name in facts)
-    assert {name: f for name, f in facts.items() if f["spilled_bytes"] or f["registers"] > 128} == {}
+    assert {name: f for name, f in facts.items() if f["spilled_bytes"] or f["registers"] > 168} == {}
