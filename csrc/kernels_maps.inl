@@ -1,45 +1,4 @@
-// Everything around the multiplications: rows copied with a step, pooling, elementwise work, transposes.
-
-void copy_row(float* out, const float* row, int64_t start, int64_t step, int64_t count, int64_t width) {
-  // first <= i < last are the elements inside the row.
-  int64_t first = start >= 0 ? 0 : imin(count, (-start + step - 1) / step);
-  int64_t last = start >= width ? 0 : imin(count, (width - start + step - 1) / step);
-  last = imax(first, last);
-  int64_t i = 0;
-  for (; i < first; ++i) out[i] = 0.0f;
-  if (step == 1) {
-    for (; i + VL <= last; i += VL) storeu(out + i, loadu(row + start + i));
-#ifdef __AVX512F__
-    if (i < last)
-      store_lanes(out + i, load_lanes(row + start + i, static_cast<int>(last - i)),
-                  static_cast<int>(last - i));
-    i = last;
-#endif
-  } else {
-#ifdef __AVX512F__
-    const __m512i index =
-        _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(step)),
-                           _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    for (; i + VL <= last; i += VL)
-      _mm512_storeu_ps(out + i, _mm512_i32gather_ps(index, row + start + i * step, 4));
-#endif
-  }
-  for (; i < last; ++i) out[i] = row[start + i * step];
-#ifdef __AVX512F__
-  for (; i + VL <= count; i += VL) storeu(out + i, V{});
-#endif
-  for (; i < count; ++i) out[i] = 0.0f;
-}
-
-void copy_row_lanes(float* out, const float* row, int64_t start, int64_t step, int64_t count, int64_t width) {
-  int64_t x = start;
-  for (int64_t i = 0; i < count; ++i, x += step) {
-    const bool inside = x >= 0 && x < width;
-#pragma GCC unroll 4
-    for (int h = 0; h < kParts; ++h)
-      store(out + i * kLanes + h * VL, inside ? load(row + x * kLanes + h * VL) : V{});
-  }
-}
+// Pooling, elementwise work and transposes.
 
 // Taps [first, last) of a window that lie inside the map.
 inline void window(int64_t start, int64_t kernel, int64_t dilation, int64_t size, int64_t* first,

@@ -1,6 +1,7 @@
 #include "program.hpp"
 
 #include <omp.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -11,6 +12,7 @@ namespace finepruning {
 namespace {
 
 constexpr int64_t kMaxFloats = int64_t{1} << 40;
+constexpr size_t kHugePage = size_t{2} << 20;
 
 void require(bool ok, const char* message) {
   if (!ok) throw std::invalid_argument(message);
@@ -25,9 +27,15 @@ Context::Context(int64_t arena_floats, int64_t scratch_floats, int threads, size
       threads_(threads),
       steps_(steps),
       counters_(new std::atomic<int64_t>[steps + 1]) {
-  const size_t bytes = (static_cast<size_t>(floats_) * 4 + 4095) / 4096 * 4096 + 4096;
-  memory_ = static_cast<float*>(std::aligned_alloc(4096, bytes));
+  // A tile of a large map touches more pages of 4 KiB than the address cache holds.
+  const size_t wanted = static_cast<size_t>(floats_) * 4 + 64;
+  const size_t page = wanted >= kHugePage ? kHugePage : 4096;
+  const size_t bytes = (wanted + page - 1) / page * page;
+  memory_ = static_cast<float*>(std::aligned_alloc(page, bytes));
   if (memory_ == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (page == kHugePage) madvise(memory_, bytes, MADV_HUGEPAGE);  // only advice: without it all works, slower
+#endif
 }
 
 Context::~Context() { std::free(memory_); }
