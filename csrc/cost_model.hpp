@@ -20,6 +20,7 @@ struct TileWork {
   int64_t block_bytes;     // of a packed block
   double packed_vectors;   // all blocks together
   double cycles_a_packed;  // to pack one vector of 16 lanes
+  double map_bytes;        // of the output map: of one image, or of 16 in lanes
 };
 
 struct TileCycles {
@@ -43,7 +44,8 @@ inline TileCycles tile_cycles(const TileWork& w) {
   const double crossing =
       w.blocks > 1 && sum_bytes + static_cast<double>(w.block_bytes) > kSecondLevelBytes ? 6.0 : 2.5;
   const double passes = static_cast<double>(w.blocks) + (w.blocks > 1 ? 1.0 : 0.0);
-  const double row = w.row_nonzeros * nonzero + passes * (10.0 + crossing * p);
+  const double far = w.map_bytes > 8e6 ? 5.0 * p : 0.0;  // the result goes further than the second level
+  const double row = w.row_nonzeros * nonzero + passes * (10.0 + crossing * p) + far;
   const double packing = w.packed_vectors * w.cycles_a_packed * w.parts;
   return {w.rows * row + packing, packing};
 }

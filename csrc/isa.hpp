@@ -67,6 +67,14 @@ struct PoolArgs {
   int64_t divisor_override;  // 0: none
 };
 
+// Rows that `pool` combines before it looks at their columns.
+inline constexpr int64_t kPoolRows = 8;
+// Floats of each in scratch: the row between margins, so that no window and no vector of windows is cut.
+inline int64_t pool_row_floats(const PoolArgs& p) {
+  const int64_t windows = (p.out_width + kLanes) * p.stride_w + p.dilation_w * (p.kernel_w - 1) + 2 * kLanes;
+  return windows > p.width + p.pad_w ? windows : p.width + p.pad_w;
+}
+
 enum class Activation : int { kNone, kRelu, kRelu6, kHardswish, kHardsigmoid, kSilu, kSigmoid, kGelu };
 enum class Binary : int { kAdd, kMul };
 
@@ -80,7 +88,7 @@ struct Isa {
   void (*gather_rows)(const float* x, const uint16_t* column, const float* value, const uint32_t* rowptr,
                       const float* bias, const float* residual, float* y, int64_t rows, float low,
                       float high);
-  // One plane of a map; `scratch` holds width floats.
+  // One plane of a map; `scratch` holds kPoolRows * pool_row_floats(args).
   void (*pool)(const float* x, float* y, const PoolArgs& args, float* scratch);
   void (*pool_lanes)(const float* x, float* y, const PoolArgs& args);
   // y = activation(a op b) over n floats; b may be null (y = activation(a)).

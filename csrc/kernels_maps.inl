@@ -17,6 +17,10 @@ inline float divisor(const PoolArgs& p, int64_t oy, int64_t ox, int64_t inside) 
                             (imin(x + p.kernel_w, p.width + p.pad_w) - x));
 }
 
+// The larger of two; NaN wins, as in torch.
+inline float larger(float a, float b) { return b > a || b != b ? b : a; }
+inline V larger(V a, V b) { return (b > a) | (b != b) ? b : a; }
+
 void pool_lanes(const float* x, float* y, const PoolArgs& p) {
   for (int64_t oy = 0; oy < p.out_height; ++oy) {
     const int64_t iy = oy * p.stride_h - p.pad_h;
@@ -34,7 +38,7 @@ void pool_lanes(const float* x, float* y, const PoolArgs& p) {
           const float* row = x + ((iy + ky * p.dilation_h) * p.width + ix) * kLanes + h * VL;
           for (int64_t kx = x0; kx < x1; ++kx) {
             const V v = load(row + kx * p.dilation_w * kLanes);
-            result = p.maximum ? vmax(result, v) : result + v;
+            result = p.maximum ? larger(result, v) : result + v;
           }
         }
         store(y + (oy * p.out_width + ox) * kLanes + h * VL, p.maximum ? result : result * splat(scale));
@@ -43,41 +47,64 @@ void pool_lanes(const float* x, float* y, const PoolArgs& p) {
   }
 }
 
-// Rows are combined first (vectors along the row), then the columns of the one row that is left.
+// The rows of a window combined into one.
+inline void pool_rows(const float* x, const PoolArgs& p, int64_t oy, float* row) {
+  const float nothing = p.maximum ? -__builtin_inff() : 0.0f;
+  const int64_t iy = oy * p.stride_h - p.pad_h, w = p.width;
+  int64_t y0, y1;
+  window(iy, p.kernel_h, p.dilation_h, p.height, &y0, &y1);
+  int64_t i = 0;
+  for (; i < w; i += VL) {
+    const int n = static_cast<int>(imin(w - i, VL));
+    V v = splat(nothing);
+    for (int64_t ky = y0; ky < y1; ++ky) {
+      const V u = load_lanes(x + (iy + ky * p.dilation_h) * w + i, n);
+      v = p.maximum ? larger(v, u) : v + u;
+    }
+    store_lanes(row + i, v, n);
+  }
+}
+
+// The columns of every window of a row that has margins.
+inline void pool_columns(const float* scratch, const PoolArgs& p, int64_t oy, float* out) {
+  const float nothing = p.maximum ? -__builtin_inff() : 0.0f;
+  int64_t ox = 0;
+#if defined(__AVX512F__)
+  if (p.maximum && p.stride_w <= 2)
+    for (; ox < p.out_width; ox += VL) {
+      const float* from = scratch + ox * p.stride_w;
+      V v = splat(nothing);
+      for (int64_t kx = 0; kx < p.kernel_w; ++kx, from += p.dilation_w)
+        v = larger(v, p.stride_w == 1 ? loadu(from) : reinterpret_cast<V>(take_even(0xffff, 0xffff, from)));
+      store_lanes(out + ox, v, static_cast<int>(imin(p.out_width - ox, VL)));
+    }
+#endif
+  for (; ox < p.out_width; ++ox) {
+    const float* from = scratch + ox * p.stride_w;
+    float v = nothing;
+    for (int64_t kx = 0; kx < p.kernel_w; ++kx)
+      v = p.maximum ? larger(v, from[kx * p.dilation_w]) : v + from[kx * p.dilation_w];
+    if (!p.maximum) {
+      int64_t y0, y1, x0, x1;
+      window(oy * p.stride_h - p.pad_h, p.kernel_h, p.dilation_h, p.height, &y0, &y1);
+      window(ox * p.stride_w - p.pad_w, p.kernel_w, p.dilation_w, p.width, &x0, &x1);
+      v /= divisor(p, oy, ox, (y1 - y0) * (x1 - x0));
+    }
+    out[ox] = v;
+  }
+}
+
+// First the rows of some windows, vector by vector, then their columns: read back at once, a row would wait
+// for its own stores.
 void pool(const float* x, float* y, const PoolArgs& p, float* scratch) {
-  for (int64_t oy = 0; oy < p.out_height; ++oy) {
-    const int64_t iy = oy * p.stride_h - p.pad_h;
-    int64_t y0, y1;
-    window(iy, p.kernel_h, p.dilation_h, p.height, &y0, &y1);
-    int64_t i = 0;
-    const int64_t w = p.width;
-    for (; i + VL <= w; i += VL) {
-      V v = splat(p.maximum ? -__builtin_inff() : 0.0f);
-      for (int64_t ky = y0; ky < y1; ++ky) {
-        const V u = loadu(x + (iy + ky * p.dilation_h) * w + i);
-        v = p.maximum ? vmax(v, u) : v + u;
-      }
-      storeu(scratch + i, v);
-    }
-    for (; i < w; ++i) {
-      float v = p.maximum ? -__builtin_inff() : 0.0f;
-      for (int64_t ky = y0; ky < y1; ++ky) {
-        const float u = x[(iy + ky * p.dilation_h) * w + i];
-        v = p.maximum ? (u < v ? v : u) : v + u;
-      }
-      scratch[i] = v;
-    }
-    for (int64_t ox = 0; ox < p.out_width; ++ox) {
-      const int64_t ix = ox * p.stride_w - p.pad_w;
-      int64_t x0, x1;
-      window(ix, p.kernel_w, p.dilation_w, w, &x0, &x1);
-      float v = p.maximum ? -__builtin_inff() : 0.0f;
-      for (int64_t kx = x0; kx < x1; ++kx) {
-        const float u = scratch[ix + kx * p.dilation_w];
-        v = p.maximum ? (u < v ? v : u) : v + u;
-      }
-      y[oy * p.out_width + ox] = p.maximum ? v : v / divisor(p, oy, ox, (y1 - y0) * (x1 - x0));
-    }
+  const int64_t floats = pool_row_floats(p);
+  for (int64_t i = 0; i < imin(kPoolRows, p.out_height) * floats; ++i)
+    scratch[i] = p.maximum ? -__builtin_inff() : 0.0f;
+  for (int64_t oy = 0; oy < p.out_height; oy += kPoolRows) {
+    const int64_t count = imin(p.out_height - oy, kPoolRows);
+    for (int64_t r = 0; r < count; ++r) pool_rows(x, p, oy + r, scratch + r * floats + p.pad_w);
+    for (int64_t r = 0; r < count; ++r)
+      pool_columns(scratch + r * floats, p, oy + r, y + (oy + r) * p.out_width);
   }
 }
 

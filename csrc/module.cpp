@@ -78,6 +78,17 @@ std::shared_ptr<PackedConv> make_packed(const Array<float>& value, const Array<i
                                       PackedConv::Choice{tile.first, tile.second, block_units});
 }
 
+double modelled_cycles(const Array<float>& value, const Array<int32_t>& column, const Array<int32_t>& rowptr,
+                       int64_t channels, Pair size, int64_t outputs, Pair kernel, Pair stride, Pair padding,
+                       Pair dilation, int64_t groups, const std::string& mapping) {
+  const ConvShape shape{channels,       size.first,      size.second,   outputs,       kernel.first,
+                        kernel.second,  stride.first,    stride.second, padding.first, padding.second,
+                        dilation.first, dilation.second, groups};
+  const CsrView csr = view(value, column, rowptr);
+  py::gil_scoped_release release;
+  return PackedConv::modelled(shape, csr, mapping == "planar", select_isa());
+}
+
 std::string kernel_name(const PackedConv& p) {
   const char* mapping[] = {"lanes", "rows", "flat", "matrix"};
   return std::string("sparse_") + mapping[static_cast<int>(p.mapping)] + "_" + std::to_string(p.tile_rows) +
@@ -137,15 +148,17 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<int64_t>(), py::arg("arena_floats"))
       .def(
           "buffer",
-          [](Program& p, const std::string& kind, int64_t offset, int64_t size) {
+          [](Program& p, const std::string& kind, int64_t offset, int64_t size, int64_t stride,
+             int64_t turns) {
             if (kind != "arena" && kind != "input" && kind != "output")
               throw std::invalid_argument("unknown kind of buffer " + kind);
             return p.add_buffer(kind == "arena"   ? Buffer::kArena
                                 : kind == "input" ? Buffer::kInput
                                                   : Buffer::kOutput,
-                                offset, size);
+                                offset, size, stride, turns);
           },
-          py::arg("kind"), py::arg("offset"), py::arg("size"))
+          py::arg("kind"), py::arg("offset"), py::arg("size"), py::arg("stride") = 0, py::arg("turns") = 1)
+      .def("loop", &Program::add_loop, py::arg("first"), py::arg("turns"))
       .def(
           "conv",
           [](Program& p, int source, int target, std::shared_ptr<PackedConv> packed, const py::object& bias,
@@ -235,6 +248,9 @@ PYBIND11_MODULE(_core, m) {
           },
           py::arg("context").none(false), py::arg("buffer"));
 
+  m.def("modelled_cycles", &modelled_cycles, py::arg("value"), py::arg("column"), py::arg("rowptr"),
+        py::kw_only(), py::arg("channels"), py::arg("size"), py::arg("outputs"), py::arg("kernel"),
+        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("mapping"));
   m.def("kernels", &kernels);
   m.def("isa", [] { return std::string(select_isa().name); });
   m.def(

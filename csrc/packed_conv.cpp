@@ -1,6 +1,7 @@
 #include "packed_conv.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -58,6 +59,18 @@ std::shared_ptr<PackedConv> PackedConv::planar(const ConvShape& conv, const CsrV
   auto& best = rows->cost < flat->cost ? rows : flat;
   best->pack(csr);
   return best;
+}
+
+double PackedConv::modelled(const ConvShape& conv, const CsrView& csr, bool planar, const Isa& table) {
+  check(conv, csr);
+  double least = std::numeric_limits<double>::infinity();
+  for (Mapping map : {Mapping::kLanes, Mapping::kRows, Mapping::kFlat}) {
+    if ((map == Mapping::kLanes) == planar) continue;
+    PackedConv packed(conv, map, table);
+    packed.lay_out(csr, {});
+    least = std::min(least, packed.cost);
+  }
+  return least;
 }
 
 void PackedConv::lay_out(const CsrView& csr, const Choice& wanted) {
@@ -143,7 +156,7 @@ void PackedConv::make_units(const CsrView& csr) {
 
 double PackedConv::packing_cycles(int tile_columns, double map_bytes) const {
   // Maps that the second-level cache does not hold come from further away, with every tile anew.
-  const double far = map_bytes > 16e6 ? 9.0 : map_bytes > 1e6 ? 5.0 : 0.0;
+  const double far = map_bytes > 8e6 ? 12.0 : map_bytes > 1e6 ? 5.0 : 0.0;
   switch (mapping) {
     case Mapping::kLanes:
       return 2.0 + far;
@@ -195,8 +208,9 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wan
     const int64_t vectors = static_cast<int64_t>(l.unit_rows) * l.unit_columns;
     const int64_t unit_bytes = vectors * kVectorBytes;
     if (unit_bytes > kMaxBlockBytes) return;
-    const double map_bytes = static_cast<double>(shape.channels * shape.height * shape.width) * 4.0 *
-                             (mapping == Mapping::kLanes ? 16 : 1);
+    const double images = mapping == Mapping::kLanes ? kLanes : 1;
+    const double map_bytes = static_cast<double>(shape.channels * shape.height * shape.width) * 4.0 * images;
+    const double out_bytes = static_cast<double>(shape.out_channels * oh * ow) * 4.0 * images;
     for (int64_t budget :
          {kFirstLevelBytes, 2 * kFirstLevelBytes, 5 * kFirstLevelBytes, 14 * kFirstLevelBytes}) {
       const int64_t most = std::max<int64_t>(units_a_group_, 1);
@@ -213,7 +227,8 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wan
                           count,
                           l.block_units * unit_bytes,
                           static_cast<double>(units_a_group_ * vectors),
-                          packing_cycles(tile_w, map_bytes)};
+                          packing_cycles(tile_w, map_bytes),
+                          out_bytes};
       const TileCycles cycles = tile_cycles(work);
       l.cost = tiles * static_cast<double>(shape.groups) * cycles.total;
       l.copy_share = cycles.packing / cycles.total;

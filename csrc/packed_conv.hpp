@@ -49,6 +49,8 @@ class PackedConv {
              int64_t matrix_blocks, const Choice& wanted);
   // For images one by one: kRows or kFlat, whichever the cost model prefers.
   static std::shared_ptr<PackedConv> planar(const ConvShape& shape, const CsrView& csr, const Isa& isa);
+  // `cost` of what planar(), or the constructor with kLanes, would make, without making it.
+  static double modelled(const ConvShape& shape, const CsrView& csr, bool planar, const Isa& isa);
 
   int64_t tiles() const { return tiles_y * tiles_x; }
   int64_t bytes() const;

@@ -222,15 +222,16 @@ class SparseModel(nn.Module):
             with self._lock:
                 if batch in self._executors:
                     return self._executors[batch]
-            stored = self._stored
-            plan = fuse(stored.graph, stored.tensors, batch, self.input_dtype)
-            executor = _make_executor(plan, self.device)
+            executor = _make_executor(self._plan, batch, self.device)
             with self._lock:
                 self._executors[batch] = executor
                 while len(self._executors) > MAX_EXECUTORS:
                     self._executors.popitem(last=False)
                 self._building.pop(batch, None)
             return executor
+
+    def _plan(self, batch: int) -> Plan:
+        return fuse(self._stored.graph, self._stored.tensors, batch, self.input_dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseModel:
         device, dtype = self.device, self.dtype
@@ -261,15 +262,15 @@ class SparseModel(nn.Module):
         return f"input {shape}, {count} operations, {len(weights)} sparse layers{density}"
 
 
-def _make_executor(plan: Plan, device: torch.device) -> Executor:
+def _make_executor(plan: Callable[[int], Plan], batch: int, device: torch.device) -> Executor:
     if device.type == "cpu":
         from finepruning.engine.cpu import CpuExecutor
 
-        return CpuExecutor(plan)
+        return CpuExecutor(plan(batch), plan)
     if device.type == "cuda":
         from finepruning.engine.cuda import CudaExecutor
 
-        return CudaExecutor(plan, device)
+        return CudaExecutor(plan(batch), device)
     raise DeviceError(f"models run on cpu and cuda, not on {device}")
 
 
