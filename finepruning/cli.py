@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from finepruning import __version__
-from finepruning.commands import bench, compress, inspect
+from finepruning.commands import bench, compress, inspect, report
 from finepruning.commands.options import Debug
 from finepruning.errors import FinepruningError
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 app.command("compress")(compress.command)
 app.command("bench")(bench.command)
 app.command("inspect")(inspect.command)
+app.command("report")(report.command)
 
 
 def _show_version(show: bool) -> None:

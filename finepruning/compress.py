@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finepruning import data, models
+from finepruning import data, mistakes, models
 from finepruning.config import CompressConfig
 from finepruning.environment import describe_environment
 from finepruning.errors import DeviceError, FinepruningError
@@ -217,7 +217,8 @@ def _finish(
     dense.load_state_dict(stored[0])
     dense_accuracy = _test(dense, splits, device)
     progress.advance()
-    sparse_accuracy = _test(SparseModel.from_pretrained(target, device=str(device)), splits, device)
+    sparse = SparseModel.from_pretrained(target, device=str(device))
+    answers = mistakes.ask(sparse, splits.test.batches(32), device)
     seconds = {**loop.facts.seconds, "export": time.perf_counter() - started}
     seconds["total"] = sum(seconds.values())
     layers = _layers(loop.layers)
@@ -233,7 +234,7 @@ def _finish(
         "dense_accuracy": dense_accuracy.accuracy,
         "dense_validation_loss": loop.facts.dense["validation_loss"],
         "accuracy": accuracy.accuracy,
-        "sparse_accuracy": sparse_accuracy.accuracy,
+        "sparse_accuracy": answers.accuracy,
         "density": sum(layer["nnz"] for layer in layers) / sum(layer["size"] for layer in layers),
         "target_density": config.target_density,
         "bytes_dense": (run.path / DENSE).stat().st_size,
@@ -245,6 +246,7 @@ def _finish(
         "rounds": loop.facts.rounds,
         "pareto": _pareto(run, loop, last),
         "history": loop.facts.history,
+        "confusion": mistakes.describe(answers, splits.test, run.path),
     }
     reporting.write(run.path, content)
     run.write_json(REPORT, content)  # last: it marks the run as finished

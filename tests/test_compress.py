@@ -101,7 +101,16 @@ def test_a_run_leaves_model_report_trials_and_configuration(finished: Path, imag
     assert config["model"] == "tiny"
     assert config["data"] == str(images)
     assert config["prune_lr"] == 0.01
-    for name in ("environment.json", "report.md", "pareto.png", "checkpoints/dense.safetensors"):
+    matrix = report["confusion"]["matrix"]
+    assert sum(map(sum, matrix)) == report["images"]["test"]
+    assert sum(matrix[i][i] for i in range(3)) == round(report["sparse_accuracy"] * report["images"]["test"])
+    for name in (
+        "environment.json",
+        "report.md",
+        "report.html",
+        "pareto.png",
+        "checkpoints/dense.safetensors",
+    ):
         assert (finished / name).stat().st_size > 0
     assert (finished.parent / "latest").resolve() == finished.resolve()
 
