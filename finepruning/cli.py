@@ -82,7 +82,9 @@ def _is_users(error: Exception) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    text = error.format_message() if hasattr(error, "format_message") else str(error)
+    text = str(error.format_message() if hasattr(error, "format_message") else error)
+    if text.startswith("No such command") and "(" not in text:
+        text += f" Commands: {', '.join(command.name or '' for command in app.registered_commands)}."
     return " ".join(text.split())
 
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from finepruning import data, mistakes, models
 from finepruning.config import CompressConfig
 from finepruning.environment import describe_environment
-from finepruning.errors import DeviceError, FinepruningError
+from finepruning.errors import DeviceError, FinepruningError, RunError
 from finepruning.loop import Loop
 from finepruning.phases import Phase, budget, phases
 from finepruning.progress import NoProgress, Progress
 from finepruning.pruning import prunable_layers, weights_to_keep
-from finepruning.run import DENSE, REPORT, RunDirectory, check_new, default_path
+from finepruning.run import DATA, DENSE, REPORT, RunDirectory, check_new, default_path
 from finepruning.training import evaluate, resolve_precision
 from finepruning.training.evaluate import Evaluation
 
@@ -68,6 +68,7 @@ def compress(
         splits, network = _prepare(resolved, progress)
         weights_to_keep(prunable_layers(network.module), resolved.target_density)
         with RunDirectory.create(resolved, describe_environment(resolved.device)) as run:
+            run.write_json(DATA, _content(splits))
             return _run(resolved, splits, network, run, progress)
 
 
@@ -142,7 +143,30 @@ def _resume(path: Path, progress: Progress) -> dict[str, Any]:
                 "the result can differ in rounding"
             )
         splits, network = _prepare(config, progress)
+        _check_unchanged(run, splits)
         return _run(config, splits, network, run, progress)
+
+
+def _content(splits: data.Splits) -> dict[str, Any]:
+    return {"name": splits.name, "classes": list(splits.classes), "images": _sizes(splits)}
+
+
+def _check_unchanged(run: RunDirectory, splits: data.Splits) -> None:
+    """Raise RunError where the data is not what the run was started on."""
+    then, now = run.data(), _content(splits)
+    if then is None or then == now:
+        return
+    if then["classes"] != now["classes"]:
+        gone = [name for name in then["classes"] if name not in now["classes"]]
+        new = [name for name in now["classes"] if name not in then["classes"]]
+        change = f"{len(then['classes'])} classes then, {len(now['classes'])} now" + "".join(
+            f"; {word}: {', '.join(names[:3])}" for word, names in (("gone", gone), ("new", new)) if names
+        )
+    else:
+        change = f"images then {then['images']}, now {now['images']}"
+    raise RunError(
+        f"{splits.name} has changed since the run {run.path} began ({change}); restore it, or start a new run"
+    )
 
 
 def _prepare(config: CompressConfig, progress: Progress) -> tuple[data.Splits, models.Network]:
