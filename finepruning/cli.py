@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from finepruning import __version__
-from finepruning.commands import bench, compress, inspect, report
+from finepruning.commands import bench, compare, compress, export, inspect, predict, report
 from finepruning.commands.options import Debug
 from finepruning.errors import FinepruningError
 
@@ -27,9 +27,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("compress")(compress.command)
+app.command("predict")(predict.command)
 app.command("bench")(bench.command)
 app.command("inspect")(inspect.command)
+app.command("compare")(compare.command)
 app.command("report")(report.command)
+app.command("export")(export.command)
 
 
 def _show_version(show: bool) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def fails(capsys: Captured, *arguments: object) -> str:
     return captured.err.splitlines()[-1]
 
 
-def answer(capsys: Captured, *arguments: object) -> object:
+def answer(capsys: Captured, *arguments: object) -> Any:
     """What a command with --json prints."""
     capsys.readouterr()
     assert run([*(str(a) for a in arguments), "--json"]) == 0
@@ -82,7 +83,7 @@ def test_report_adds_what_an_older_run_does_not_know(finished: Path, capsys: Cap
     shutil.rmtree(finished / "examples", ignore_errors=True)
     assert run(["report", str(finished)]) == 0
     assert "taken for" not in (finished / "report.html").read_text()
-    assert answer(capsys, "report", finished, "--test")["confusion"] == known  # type: ignore[index]
+    assert answer(capsys, "report", finished, "--test")["confusion"] == known
     assert json.loads((finished / "report.json").read_text())["confusion"] == known
     assert "test images" in (finished / "report.html").read_text()
 
@@ -107,3 +108,74 @@ def test_bench_leaves_its_result_in_the_report(finished: Path, capsys: Captured)
 
 def test_classes_are_those_of_the_folder(finished: Path) -> None:
     assert json.loads((finished / "report.json").read_text())["classes"] == list(CLASSES)
+
+
+def test_predict_names_classes_of_files_and_folders(finished: Path, images: Path, capsys: Captured) -> None:
+    assert run(["predict", str(finished), str(images / "dark" / "0.png"), "--top", "2"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(str(images / "dark" / "0.png"))
+    assert line.count("%") == 2
+    found = answer(capsys, "predict", finished / "model", images, "--top", "1", "--batch-size", "7")
+    assert len(found) == 48
+    hits = sum(Path(entry["image"]).parent.name == entry["class"] for entry in found)
+    assert hits > 24
+    assert all(len(entry["top"]) == 1 for entry in found)
+
+
+def test_predict_of_what_cannot_be(finished: Path, images: Path, capsys: Captured, tmp_path: Path) -> None:
+    assert "nowhere.png" in fails(capsys, "predict", finished, "nowhere.png")
+    assert "does not exist" in fails(capsys, "predict", tmp_path / "none", images)
+    assert "images" in fails(capsys, "predict", finished).lower()
+    assert "top" in fails(capsys, "predict", finished, images, "--top", "0")
+    if not torch.cuda.is_available():
+        assert "cuda" in fails(capsys, "predict", finished, images, "--device", "cuda")
+    (tmp_path / "text.png").write_text("no image")
+    capsys.readouterr()
+    assert run(["predict", str(finished), str(tmp_path / "text.png"), str(images / "dark" / "0.png")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.count("0.png") == 1
+    assert captured.err == (
+        f"error: 1 of 2 files could not be used, such as {tmp_path / 'text.png'}: not an image\n"
+    )
+
+
+def test_export_says_what_it_wrote(finished: Path, capsys: Captured, tmp_path: Path) -> None:
+    output = tmp_path / "net.pt2"
+    assert run(["export", str(finished), "--to", "torch", "-o", str(output)]) == 0
+    text = capsys.readouterr().out
+    assert "dense with zeros" in text
+    assert str(output) in text
+    result = answer(capsys, "export", finished, "--to", "state_dict", "-o", tmp_path / "net.safetensors")
+    assert result["bytes"] == (tmp_path / "net.safetensors").stat().st_size
+
+
+def test_export_of_what_cannot_be(finished: Path, capsys: Captured, tmp_path: Path) -> None:
+    assert "--to" in fails(capsys, "export", finished)
+    assert "onnx" in fails(capsys, "export", finished, "--to", "tflite")
+    assert "does not exist" in fails(capsys, "export", finished, "--to", "torch", "-o", tmp_path / "x" / "y")
+
+
+def test_compare_shows_results_and_what_differs(finished: Path, tmp_path: Path, capsys: Captured) -> None:
+    other = Path(shutil.copytree(finished, tmp_path / "other"))
+    report = json.loads((other / "report.json").read_text())
+    report |= {"name": "other", "accuracy": 0.5, "dense_accuracy": 0.75}
+    report["config"] |= {"search": "none", "lr": 0.5}
+    (other / "report.json").write_text(json.dumps(report))
+    assert run(["compare", str(finished), str(other)]) == 0
+    text = capsys.readouterr().out
+    for expected in ("one", "other", "-25.0", "search", "random", "none", "0.5"):
+        assert expected in text
+    assert "cannot be compared" not in text
+    content = answer(capsys, "compare", finished, other)
+    assert content["differences"] == {"search": ["random", "none"], "lr": [0.01, 0.5]}
+    report["classes"][0] = "renamed"
+    (other / "report.json").write_text(json.dumps(report))
+    assert run(["compare", str(finished), str(other)]) == 0
+    assert "cannot be compared" in capsys.readouterr().out
+
+
+def test_compare_of_what_cannot_be(finished: Path, capsys: Captured, tmp_path: Path) -> None:
+    assert "two runs" in fails(capsys, "compare", finished)
+    assert "report.json" in fails(capsys, "compare", finished, tmp_path / "nowhere")
+    (finished / "report.json").unlink()
+    assert "--resume" in fails(capsys, "compare", finished, finished)
