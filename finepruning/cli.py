@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from finepruning import __version__
-from finepruning.commands import bench, compare, compress, export, inspect, predict, report
+from finepruning.commands import bench, compare, compress, export, inspect, predict, report, sensitivity
 from finepruning.commands.options import Debug
 from finepruning.errors import FinepruningError
 
@@ -32,6 +32,7 @@ app.command("bench")(bench.command)
 app.command("inspect")(inspect.command)
 app.command("compare")(compare.command)
 app.command("report")(report.command)
+app.command("sensitivity")(sensitivity.command)
 app.command("export")(export.command)
 
 

@@ -179,3 +179,39 @@ def test_compare_of_what_cannot_be(finished: Path, capsys: Captured, tmp_path: P
     assert "report.json" in fails(capsys, "compare", finished, tmp_path / "nowhere")
     (finished / "report.json").unlink()
     assert "--resume" in fails(capsys, "compare", finished, finished)
+
+
+def test_sensitivity_of_a_run_shows_every_layer(finished: Path, capsys: Captured) -> None:
+    assert run(["sensitivity", str(finished), "--densities", "0.5,0.1"]) == 0
+    text = capsys.readouterr().out
+    for expected in ("at 0.5", "at 0.1", "nothing pruned", "validation images", "sensitivity.png"):
+        assert expected in text
+    assert (finished / "sensitivity.png").stat().st_size > 1000
+    assert "What each layer bears" in (finished / "report.html").read_text()
+    stored = json.loads((finished / "sensitivity.json").read_text())
+    assert [layer["name"] for layer in stored["layers"]] == ["0", "6"]
+    assert answer(capsys, "sensitivity", finished, "--densities", "0.1,0.5") == stored
+
+
+def test_sensitivity_of_a_model_directory(
+    finished: Path, images: Path, capsys: Captured, tmp_path: Path
+) -> None:
+    model, plot = finished / "model", tmp_path / "layers.png"
+    found = answer(capsys, "sensitivity", model, images, "--densities", "0.02", "--plot", plot)
+    assert plot.stat().st_size > 1000
+    assert [layer["name"] for layer in found["layers"]] == ["0", "6"]
+    assert 0.3 <= found["accuracy"] <= 1
+
+
+def test_sensitivity_of_what_cannot_be(
+    finished: Path, images: Path, capsys: Captured, tmp_path: Path
+) -> None:
+    assert "folder of images" in fails(capsys, "sensitivity", finished / "model")
+    assert "0.5,x" in fails(capsys, "sensitivity", finished, "--densities", "0.5,x")
+    assert "densities" in fails(capsys, "sensitivity", finished, "--densities", "1.5")
+    assert "--plot" in fails(capsys, "sensitivity", finished, "--plot", tmp_path / "no" / "plot.png")
+    other = Path(shutil.copytree(images, tmp_path / "other"))
+    (other / "dark").rename(other / "black")
+    assert "classes" in fails(capsys, "sensitivity", finished / "model", other)
+    (finished / "checkpoints" / "dense.safetensors").unlink()
+    assert "dense network" in fails(capsys, "sensitivity", finished)

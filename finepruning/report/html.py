@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from finepruning.report.html_figures import densities, pareto, rounds, training, trials
+from finepruning.report.html_figures import densities, pareto, rounds, sensitivity, training, trials
 from finepruning.report.html_results import confusions, speed
 from finepruning.report.markup import Html, heading, paragraph, table
 from finepruning.report.text import density_text, duration_text, percent_text, size_text
@@ -18,12 +18,14 @@ def render_html(report: dict[str, Any], run_dir: Path, material: dict[str, Any])
 
     Args:
         report: as `compress` returns it. run_dir: for the lines that load the model.
-        material: what lies beside report.json: ``trials`` (lines of trials.jsonl), ``bench`` (a result of
-            `bench`, or None) and ``pictures`` (index in the test split -> JPEG bytes).
+        material: what lies beside report.json: ``trials`` (lines of trials.jsonl), ``bench`` and
+            ``sensitivity`` (results of these commands, or None) and ``pictures`` (index in the test split ->
+            JPEG bytes).
     """
     sections = [
         ("accuracy", "Accuracy against density", pareto(report) + rounds(report)),
         ("layers", "Where the weights are left", densities(report)),
+        ("sensitivity", "What each layer bears", sensitivity(material["sensitivity"])),
         ("trials", "What the search tried", trials(report, material["trials"])),
         ("training", "Training", training(report)),
         ("speed", "Speed and memory", speed(material["bench"], run_dir)),

@@ -184,3 +184,33 @@ def training(report: dict[str, Any]) -> str:
     return f'<div class="pair">{left}{right}</div>' + paragraph(
         "Numbers at the top are rounds; each begins with a cut to its density.", "soft"
     )
+
+
+def sensitivity(content: dict[str, Any] | None) -> str:
+    """Accuracy with each layer pruned alone, where `finepruning sensitivity` has been run."""
+    if content is None:
+        return ""
+    whole = content["accuracy"]
+    worst = max(0.05, *(whole - share for layer in content["layers"] for share in layer["accuracy"]))
+    rows = [
+        (
+            Html(f"<code>{escape(layer['name'])}</code>"),
+            f"{layer['size']:,}",
+            *(_lost(share, (whole - share) / worst) for share in layer["accuracy"]),
+        )
+        for layer in content["layers"]
+    ]
+    head = ("layer", "weights", *(f"at {100 * density:g} %" for density in content["densities"]))
+    note = (
+        f"Accuracy on {content['images']} validation images with one layer of the dense network pruned and "
+        f"the others whole, without fine-tuning; {percent_text(whole)} with nothing pruned."
+    )
+    return table(head, rows) + paragraph(note, "soft")
+
+
+def _lost(accuracy: float, share: float) -> Html:
+    strength = round(55 * min(1.0, max(0.0, share)))
+    return Html(
+        f'<span class="heat" style="background:color-mix(in srgb, var(--orange) {strength}%, transparent)">'
+        f"{percent_text(accuracy)}</span>"
+    )

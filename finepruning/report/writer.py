@@ -11,13 +11,15 @@ from finepruning.report.markdown import render
 from finepruning.report.pareto_plot import plot
 
 BENCH = "bench.json"
+SENSITIVITY = "sensitivity.json"
 
 
 def write(run_dir: Path, report: dict[str, Any]) -> None:
     """Write ``report.md``, ``report.html`` and ``pareto.png`` into the run directory.
 
     Args:
-        run_dir: existing directory; its trials, example images and ``bench.json`` are used where they exist.
+        run_dir: existing directory; its trials, example images, ``bench.json`` and ``sensitivity.json`` are
+            used where they exist.
         report: as `finepruning.compress.compress` returns it.
     """
     plot(report, run_dir / "pareto.png")
@@ -30,6 +32,7 @@ def _material(run_dir: Path) -> dict[str, Any]:
     return {
         "trials": _lines(run_dir / "trials.jsonl"),
         "bench": _object(run_dir / BENCH),
+        "sensitivity": _object(run_dir / SENSITIVITY),
         "pictures": {
             int(file.stem): file.read_bytes()
             for file in sorted((run_dir / "examples").glob("*.jpg"))
