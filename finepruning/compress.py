@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import shutil
+import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -366,3 +368,12 @@ def _estimate(config: CompressConfig, splits: data.Splits, module: nn.Module) ->
     trials = 0 if config.search == "none" else config.rounds * config.trials
     images += trials * min(config.search_images, len(splits.validation)) / 3
     return seconds * images / len(y)
+
+
+class _Callable(types.ModuleType):
+    """Lets ``finepruning.compress(config)`` mean the function, whoever imported this module first."""
+
+    __call__ = staticmethod(compress)
+
+
+sys.modules[__name__].__class__ = _Callable

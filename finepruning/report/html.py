@@ -103,9 +103,9 @@ def _usage(report: dict[str, Any], run_dir: Path) -> str:
     code = (
         "from PIL import Image\n"
         "import finepruning\n"
-        "from finepruning.data.preprocessing import Preprocessing\n\n"
+        "from finepruning.predict import preprocessing_of\n\n"
         f'model = finepruning.SparseModel.from_pretrained("{model}")\n'
-        "prepare = Preprocessing.from_json(model.preprocessing)\n"
+        "prepare = preprocessing_of(model)\n"
         'logits = model(prepare(Image.open("image.jpg")).unsqueeze(0))\n'
         "print(model.classes[logits.argmax(1)])\n"
     )

@@ -16,12 +16,16 @@ def show(predictions: Sequence[dict[str, Any]], console: Console) -> None:
     rows = []
     for entry in predictions:
         if "error" in entry:
-            rows.append((entry["image"], "-", "", entry["error"]))
+            rows.append((entry["image"], f"({entry['error']})", "-", ""))
             continue
         others = ", ".join(f"{o['class']} {percent_text(o['probability'])}" for o in entry["top"][1:])
         rows.append((entry["image"], entry["class"], percent_text(entry["probability"]), others))
     also = any(row[3] for row in rows)
     columns = ("image", "class", "probability", "then") if also else ("image", "class", "probability")
     print_table(
-        console, columns, [row[: len(columns)] for row in rows], left=("class", "then"), optional=("then",)
+        console,
+        columns,
+        [row[: len(columns)] for row in rows],
+        left=columns[1:2] + columns[3:],
+        optional=columns[3:],
     )
