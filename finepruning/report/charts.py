@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 Point = tuple[float, float]
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 22, 42  # room for ticks and titles, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 34, 42  # room for ticks and titles, in pixels
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Plot:
     def __init__(self, x: Axis, y: Axis, *, width: int = 720, height: int = 320) -> None:
         self.x, self.y, self.width, self.height = x, y, width, height
         self._marks: list[str] = []
+        self._captioned = 0.0  # pixels, up to where the captions of dividers reach
 
     def at(self, point: Point) -> Point:
         """Data to pixels."""
@@ -110,13 +111,14 @@ class Plot:
         )
 
     def divider(self, x: float, text: str = "") -> None:
-        """A vertical rule at data ``x``, with a caption to its right at the top."""
+        """A vertical rule at data ``x``, with a caption to its right at the top where there is room."""
         position = self.at((x, self.y.low))[0]
         bottom = self.height - BOTTOM
         self._marks.append(
             f'<line class="rule" x1="{position:.1f}" x2="{position:.1f}" y1="{TOP - 8}" y2="{bottom}"/>'
         )
-        if text:
+        if text and position >= self._captioned:
+            self._captioned = position + 8 + 6.2 * len(text)
             self._marks.append(
                 f'<text class="tick" x="{position + 4:.1f}" y="{TOP - 10}">{escape(text)}</text>'
             )
@@ -151,7 +153,7 @@ class Plot:
                 f'text-anchor="middle">{escape(self.x.title)}</text>'
             )
         if self.y.title:
-            parts.append(f'<text class="name" x="{LEFT}" y="{TOP - 10}">{escape(self.y.title)}</text>')
+            parts.append(f'<text class="name" x="{LEFT}" y="{TOP - 20}">{escape(self.y.title)}</text>')
         return parts
 
 

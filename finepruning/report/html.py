@@ -36,13 +36,14 @@ def render_html(report: dict[str, Any], run_dir: Path, material: dict[str, Any])
     shown = [section for section in sections if section[2]]
     links = " ".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title, _ in shown)
     body = "".join(heading(title, anchor) + content for anchor, title, content in shown)
+    page = f"{_top(report, material['bench'])}<nav>{links}</nav>{body}{_foot(report)}"
+    page = page.replace(" %", "\N{NO-BREAK SPACE}%")
     style = resources.files("finepruning.report").joinpath("style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{escape(report["name"])}</title><link rel="icon" href="data:,"><style>{style}</style></head>'
-        f"<body><main>{_top(report, material['bench'])}<nav>{links}</nav>{body}{_foot(report)}"
-        "</main></body></html>\n"
+        f"<body><main>{page}</main></body></html>\n"
     )
 
 

@@ -178,7 +178,7 @@ def training(report: dict[str, Any]) -> str:
     for epoch, entry in zip(epochs, history, strict=True):
         share, density = entry["validation_accuracy"], entry["density"]
         title = f"epoch {epoch}: accuracy {percent_text(share)}, density {density_text(density)}"
-        accuracy.dot((epoch, share), "blue", title, 3)
+        accuracy.dot((epoch, share), "blue", title, 3 if len(history) <= 30 else 2)
     left = figure(loss.render("loss by epoch"), key("pale", "training loss") + key("blue", "validation loss"))
     right = figure(accuracy.render("accuracy by epoch"), key("blue", "validation accuracy"))
     return f'<div class="pair">{left}{right}</div>' + paragraph(

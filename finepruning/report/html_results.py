@@ -79,6 +79,7 @@ def confusions(report: dict[str, Any], pictures: Mapping[int, bytes]) -> str:
         parts.append(figure(heatmap(matrix, names), caption))
     if found["pairs"]:
         parts.append("<h3>Confused most</h3>")
+        parts.append(paragraph("Below each image: how sure the model was of its wrong answer.", "soft"))
         cards = "".join(_card(pair, names, matrix, pictures) for pair in found["pairs"])
         parts.append(f'<div class="confused">{cards}</div>')
     return "".join(parts)
@@ -116,5 +117,5 @@ def _shot(example: dict[str, Any], picture: bytes) -> str:
     sure = percent_text(example["probability"], 0)
     return (
         f'<figure><img alt="{escape(name)}" src="data:image/jpeg;base64,{data}">'
-        f'<figcaption title="{escape(name)}">{sure} sure</figcaption></figure>'
+        f'<figcaption title="{escape(name)}">{sure}</figcaption></figure>'
     )

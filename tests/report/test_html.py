@@ -41,7 +41,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        self.text += data.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def page(run: Path, report: dict[str, Any]) -> Page:
@@ -105,7 +105,7 @@ def test_everything_known_about_a_run_is_on_the_page(tmp_path: Path, full: dict[
         "not timed",
         "3 of 50 test images are taken for another class",
         "field taken for forest",
-        "81 % sure",
+        "81 %",
         f'from_pretrained("{tmp_path / "model"}")',
         "target_density",
     ):
