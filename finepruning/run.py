@@ -103,8 +103,12 @@ class RunDirectory:
         try:
             values = yaml.safe_load(path.read_text())
             known = {field.name for field in fields(CompressConfig)}
-            if not isinstance(values, dict) or not set(values) <= known:
-                raise RunError(f"{path} holds options that this version does not know")
+            if not isinstance(values, dict):
+                raise RunError(f"{path} does not hold the options of a run")
+            if unknown := sorted(map(str, set(values) - known)):
+                raise RunError(
+                    f"{path} holds options of another version of finepruning: {', '.join(unknown)}"
+                )
             return CompressConfig(**values)
         except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
             raise RunError(f"{path} cannot be read: {error}") from None

@@ -215,3 +215,10 @@ def test_sensitivity_of_what_cannot_be(
     assert "classes" in fails(capsys, "sensitivity", finished / "model", other)
     (finished / "checkpoints" / "dense.safetensors").unlink()
     assert "dense network" in fails(capsys, "sensitivity", finished)
+
+
+def test_a_run_of_another_version_is_told_by_its_options(finished: Path, capsys: Captured) -> None:
+    with (finished / "config.yaml").open("a") as file:
+        file.write("sharpness: 3\n")
+    (finished / "report.json").unlink()
+    assert "another version of finepruning: sharpness" in fails(capsys, "compress", "--resume", finished)

@@ -117,8 +117,9 @@ class Plot:
         self._marks.append(
             f'<line class="rule" x1="{position:.1f}" x2="{position:.1f}" y1="{TOP - 8}" y2="{bottom}"/>'
         )
-        if text and position >= self._captioned:
-            self._captioned = position + 8 + 6.2 * len(text)
+        end = position + 8 + 6.2 * len(text)
+        if text and position >= self._captioned and end <= self.width + 8:
+            self._captioned = end
             self._marks.append(
                 f'<text class="tick" x="{position + 4:.1f}" y="{TOP - 10}">{escape(text)}</text>'
             )

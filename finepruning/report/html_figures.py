@@ -139,7 +139,7 @@ def trials(report: dict[str, Any], found: Sequence[dict[str, Any]]) -> str:
             f"round {trial['round']}, trial {trial['index'] + 1} ({trial['kind']}): {trial['objective']:.4f}"
         )
         colour = "pale" if trial["kind"] in _PROPOSED else "hollow"
-        plot.dot((number, trial["objective"]), colour, title)
+        plot.dot((number, trial["objective"]), colour, title, 4 if len(found) <= 60 else 2.5)
     plot.line(steps, "blue")
     legend = key("hollow", "starting point (global magnitude, previous round, other rules)")
     legend += key("pale", "proposal of the search") + key("blue", "best so far")
@@ -165,10 +165,11 @@ def training(report: dict[str, Any]) -> str:
         x, linear_axis(shares, lambda v: f"{100 * v:.0f} %", "", least=0, most=1), width=420, height=260
     )
     previous = None
+    rounds_made = max(entry["round"] for entry in history)
     for epoch, entry in zip(epochs, history, strict=True):
         place = (entry["phase"], entry["round"])
         if place != previous:
-            name = {"dense": "dense", "final": "final"}.get(entry["phase"], f"{entry['round']}")
+            name = _phase_name(entry, rounds_made)
             for plot in (loss, accuracy):
                 plot.divider(epoch - 0.5, name)
             previous = place
@@ -182,8 +183,17 @@ def training(report: dict[str, Any]) -> str:
     left = figure(loss.render("loss by epoch"), key("pale", "training loss") + key("blue", "validation loss"))
     right = figure(accuracy.render("accuracy by epoch"), key("blue", "validation accuracy"))
     return f'<div class="pair">{left}{right}</div>' + paragraph(
-        "Numbers at the top are rounds; each begins with a cut to its density.", "soft"
+        "Vertical lines are the beginnings of phases; each round begins with a cut to its density.", "soft"
     )
+
+
+def _phase_name(entry: dict[str, Any], rounds_made: int) -> str:
+    """Caption of a phase: rounds by number, or all under one name where they are too many for that."""
+    if entry["phase"] in ("dense", "final"):
+        return str(entry["phase"])
+    if rounds_made <= 6:
+        return str(entry["round"])
+    return f"{rounds_made} rounds" if entry["round"] == 1 else ""
 
 
 def sensitivity(content: dict[str, Any] | None) -> str:

@@ -169,3 +169,12 @@ def test_axes_hold_their_values_and_ticks(values: list[float]) -> None:
         for value in values:
             if value > 0 or not axis.log:
                 assert -1e-9 <= axis.share(value) <= 1 + 1e-9
+
+
+def test_many_rounds_share_one_caption(tmp_path: Path, full: dict[str, Any]) -> None:
+    first, round_, _, last = full["history"]
+    middle = [{**round_, "round": number} for number in range(1, 19)]
+    full["history"] = [*[first] * 8, *middle, {**last, "round": 18}, *[{**last, "round": 18, "epoch": 2}] * 9]
+    shown = page(tmp_path, full)
+    assert "18 rounds" in shown.text
+    assert "final" in shown.text
