@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tiny_run import CLASSES, make_images, tiny_config, use_tiny_network
 
 from finepruning import SparseModel, data
@@ -101,7 +103,16 @@ def test_a_run_leaves_model_report_trials_and_configuration(finished: Path, imag
     assert config["model"] == "tiny"
     assert config["data"] == str(images)
     assert config["prune_lr"] == 0.01
-    for name in ("environment.json", "report.md", "pareto.png", "checkpoints/dense.safetensors"):
+    matrix = report["confusion"]["matrix"]
+    assert sum(map(sum, matrix)) == report["images"]["test"]
+    assert sum(matrix[i][i] for i in range(3)) == round(report["sparse_accuracy"] * report["images"]["test"])
+    for name in (
+        "environment.json",
+        "report.md",
+        "report.html",
+        "pareto.png",
+        "checkpoints/dense.safetensors",
+    ):
         assert (finished / name).stat().st_size > 0
     assert (finished.parent / "latest").resolve() == finished.resolve()
 
@@ -257,11 +268,38 @@ def test_an_occupied_directory_is_refused(finished: Path, images: Path, tmp_path
         compress(tiny_config(images, tmp_path))
     with pytest.raises(RunError, match="is a file"):
         compress(tiny_config(images, tmp_path / "file"))
+    with pytest.raises(RunError, match="is no folder"):
+        compress(tiny_config(images, tmp_path / "file" / "run"))
 
 
 def test_resuming_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"not a run directory: it has no config\.yaml"):
         compress(CompressConfig(), resume=tmp_path)
+    with pytest.raises(RunError, match="there is no such folder"):
+        compress(CompressConfig(), resume=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("change", ["new class", "other name", "one image less"])
+def test_resuming_on_other_data_is_refused(change: str, images: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(images, tmp_path / "images"))
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        compress(tiny_config(folder, out), progress=Recorder(interrupt_after=8))
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    if change == "new class":
+        shutil.copytree(folder / "dark", folder / "zebra")
+        for file in (folder / "zebra").iterdir():
+            Image.open(file).rotate(90).save(file)
+        named = "3 classes then, 4 now; new: zebra"
+    elif change == "other name":
+        (folder / "dark").rename(folder / "black")
+        named = "3 classes then, 3 now; gone: dark; new: black"
+    else:
+        (folder / "dark" / "3.png").unlink()
+        named = "images then"
+    with pytest.raises(RunError, match=f"has changed since the run .*{named}"):
+        compress(CompressConfig(), resume=out)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
 def test_a_second_process_is_refused(images: Path, tmp_path: Path) -> None:
