@@ -9,7 +9,8 @@ import torchvision
 from torch import Tensor, nn
 
 MAX_PARAMETERS = 200_000_000
-PREPARATIONS = ("random", "calibrated")
+PREPARATIONS = ("random", "calibrated", "near_dead")
+VARIANCE_FLOOR = 0.1  # of "calibrated" norms, as a share of the layer's mean
 
 
 def candidates() -> dict[str, int]:
@@ -29,12 +30,21 @@ def family(name: str) -> str:
     return re.match(r"(swin_v2|efficientnet_v2|shufflenet_v2|mobilenet_v\d|regnet_[xy]|[a-z]+)", stem)[0]  # type: ignore[index]
 
 
+def has_norms(name: str) -> bool:
+    """Whether the network has BatchNorms."""
+    return re.match(r"alexnet|convnext|squeezenet|swin|vit|vgg\d+$", name) is None
+
+
 def prepared(name: str, preparation: str, density: float, size: int) -> nn.Module:
     """A network in evaluation mode.
 
-    Weights are He-normal and pruned, biases normal(0, 0.1). Norms are random too ("random"), or hold the
-    statistics of four random images ("calibrated"): pruning leaves channels that hardly vary, and a norm that
-    divides by so little amplifies rounding errors.
+    Weights are He-normal and pruned, biases normal(0, 0.1). BatchNorms are
+
+    - "random": statistics and weights drawn at random; they normalise nothing, so activations may grow.
+    - "calibrated": with the statistics of four random images, as training leaves them. Pruning at random
+      makes channels that hardly vary; training would not divide by such a variance, so it is kept above
+      a share of the layer's mean.
+    - "near_dead": the same without that floor, so that many norms amplify rounding errors 316 times.
     """
     torch.manual_seed(0)
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
@@ -55,8 +65,8 @@ def prepared(name: str, preparation: str, density: float, size: int) -> nn.Modul
                 layer.running_mean.normal_(0, 0.1)
                 layer.running_var.uniform_(0.5, 1.5)
         module.eval()
-        if preparation == "calibrated":
-            calibrate(module, norms, size)
+        if preparation != "random":
+            calibrate(module, norms, size, VARIANCE_FLOOR if preparation == "calibrated" else 0.0)
     return module
 
 
@@ -71,13 +81,13 @@ def prune(weight: Tensor, density: float) -> None:
     weight *= (energy / weight.square().sum()).sqrt()
 
 
-def calibrate(module: nn.Module, norms: list[nn.Module], size: int) -> None:
+def calibrate(module: nn.Module, norms: list[nn.Module], size: int, floor: float) -> None:
     """Set running statistics from a random batch, layer after layer."""
 
     def estimate(norm: nn.Module, inputs: tuple[Tensor]) -> None:
         variance, mean = torch.var_mean(inputs[0].transpose(0, 1).flatten(1), dim=1)
         norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
+        norm.running_var.copy_(variance.clamp_min(floor * float(variance.mean())))
 
     hooks = [norm.register_forward_pre_hook(estimate) for norm in norms]
     module(torch.randn(4, 3, size, size))

@@ -3,7 +3,7 @@
     python benchmarks/torchvision_models.py                      # all that have no row yet
     python benchmarks/torchvision_models.py alexnet resnet18     # only these, measured again
     python benchmarks/torchvision_models.py --one-each-family
-    python benchmarks/torchvision_models.py --preparation calibrated        # norms with near-dead channels
+    python benchmarks/torchvision_models.py --preparation near_dead   # see random_networks.py
     python benchmarks/torchvision_models.py vgg16 --density 0.05            # file size at another density
     python benchmarks/torchvision_models.py --document           # only write docs/torchvision.md
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_networks import PREPARATIONS, candidates, family, prepared
+from random_networks import PREPARATIONS, candidates, family, has_norms, prepared
 
 from finepruning.bench.machine import describe
 from finepruning.engine import SparseModel
@@ -45,7 +45,7 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def measure(name: str, parameters: int, preparation: str, density: float, size: int) -> dict[str, Any]:
-    """One row without its context: relative errors for batch 1 and 3, file bytes, and what was left to ATen operations."""
+    """One row without its context: errors for batch 1 and 3, file bytes, what was left to ATen operations."""
     module = prepared(name, preparation, density, size)
     row: dict[str, Any] = {
         "network": name,
@@ -134,10 +134,10 @@ def document(rows: list[dict[str, Any]]) -> str:
         "which also holds machine, versions, commit and date of every row.",
         "",
         "Every classifier up to 200 M parameters that torchvision lists, with random weights pruned by",
-        "magnitude, captured, saved and loaded again. Errors are norms of differences over norms of outputs: to the",
-        "masked dense network in PyTorch's float32 at batch 1 and 3, and of both to that network in float64",
-        "(batch 3). *File* is the model directory over four bytes a parameter, *ATen* the steps of the plan that",
-        "run as PyTorch operations. How the norms are prepared, and what ill-conditioned means:",
+        "magnitude, captured, saved and loaded again. Errors are norms of differences over norms of outputs:",
+        "to the masked dense network in PyTorch's float32 at batch 1 and 3, and of both to that network in",
+        "float64 (batch 3). *File* is the model directory over four bytes a parameter, *ATen* the steps of",
+        "the plan that run as PyTorch operations. How the norms are prepared, and what ill-conditioned means:",
         '[Measuring](benchmarking.md), "Where outputs differ".',
     ]
     groups = dict.fromkeys((row["preparation"], row["density"]) for row in rows)
@@ -182,6 +182,8 @@ def main() -> None:
     names = options.names or list(sizes)
     if options.one_each_family:
         names = list({family(name): name for name in reversed(names)}.values())[::-1]
+    if options.preparation != "random":
+        names = [name for name in names if has_norms(name)]  # the others would be the same again
     if not options.names:
         known = {row["network"] for row in stored() if key(row)[:2] == (options.preparation, options.density)}
         names = [name for name in names if name not in known]
