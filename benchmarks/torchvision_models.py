@@ -137,7 +137,7 @@ def document(rows: list[dict[str, Any]]) -> str:
         "magnitude, captured, saved and loaded again. Errors are norms of differences over norms of outputs:",
         "to the masked dense network in PyTorch's float32 at batch 1 and 3, and of both to that network in",
         "float64 (batch 3). *File* is the model directory over four bytes a parameter, *ATen* the steps of",
-        "the plan that run as PyTorch operations. How the norms are prepared, and what ill-conditioned means:",
+        "the plan that run as PyTorch operations. How norms are prepared, and what ill-conditioned means:",
         '[Measuring](benchmarking.md), "Where outputs differ".',
     ]
     groups = dict.fromkeys((row["preparation"], row["density"]) for row in rows)

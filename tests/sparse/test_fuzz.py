@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_storage import small_model
+from model_files import small_model
 
 from finepruning.errors import ModelFileError
 from finepruning.sparse.shapes import infer
