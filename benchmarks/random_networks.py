@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 MAX_PARAMETERS = 200_000_000
-PREPARATIONS = ("random", "calibrated", "near_dead")
+PREPARATIONS = ("calibrated", "random", "near_dead")
 VARIANCE_FLOOR = 0.1  # of "calibrated" norms, as a share of the layer's mean
 
 
@@ -40,11 +40,12 @@ def prepared(name: str, preparation: str, density: float, size: int) -> nn.Modul
 
     Weights are He-normal and pruned, biases normal(0, 0.1). BatchNorms are
 
-    - "random": statistics and weights drawn at random; they normalise nothing, so activations may grow.
     - "calibrated": with the statistics of four random images, as training leaves them. Pruning at random
       makes channels that hardly vary; training would not divide by such a variance, so it is kept above
       a share of the layer's mean.
-    - "near_dead": the same without that floor, so that many norms amplify rounding errors 316 times.
+    - "random": with statistics and weights drawn at random. They normalise nothing: activations grow, and
+      where gates look at them (squeeze-and-excitation) small differences become large ones.
+    - "near_dead": calibrated without that floor, so that many norms amplify rounding errors 316 times.
     """
     torch.manual_seed(0)
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}

@@ -169,7 +169,7 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", help="networks; default all that have no row yet")
     parser.add_argument("--one-each-family", action="store_true", help="the smallest of each family")
-    parser.add_argument("--preparation", choices=PREPARATIONS, default="random", help="of the norms")
+    parser.add_argument("--preparation", choices=PREPARATIONS, default="calibrated", help="of the norms")
     parser.add_argument("--density", type=float, default=0.1)
     parser.add_argument("--size", type=int, default=224, help="image side in pixels, where a network is free")
     parser.add_argument("--document", action="store_true", help="measure nothing, write docs/torchvision.md")
@@ -182,7 +182,7 @@ def main() -> None:
     names = options.names or list(sizes)
     if options.one_each_family:
         names = list({family(name): name for name in reversed(names)}.values())[::-1]
-    if options.preparation != "random":
+    if options.preparation != "calibrated":
         names = [name for name in names if has_norms(name)]  # the others would be the same again
     if not options.names:
         known = {row["network"] for row in stored() if key(row)[:2] == (options.preparation, options.density)}

@@ -100,6 +100,17 @@ def test_values_of_16_bits(
     assert sizes[0] < sizes[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_layers_without_zeros_in_models_of_16_bits(dtype: torch.dtype) -> None:
+    """Such layers are stored dense in the narrow type, and meet float32 values on the CPU."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    model = SparseModel.from_dense(module, x, dtype=dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), module(x), rtol=2e-2, atol=2e-2)
+
+
 def test_to_dense_gives_the_weights_with_zeros(pair: tuple[nn.Module, SparseModel]) -> None:
     module, model = pair
     dense = model.to_dense()

@@ -71,6 +71,10 @@ CONFIG_ATTACKS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda d: node(d, "turned")["attrs"].update(kwargs={"batch": [1]}),
         "node 'turned'",
     ),
+    "integer that PyTorch keeps for itself": (
+        lambda d: node(d, "turned")["attrs"].update(args=[{"value": "x"}, [0, 1, 3, -(1 << 63)]]),
+        "outside -2",
+    ),
     "deep arguments": (lambda d: node(d, "turned")["attrs"].update(args=[[[[[[[1]]]]]]]), "nested deeper"),
     "output unknown": (lambda d: d["graph"].update(output="nothing"), "not the name of a node"),
     "output is input": (lambda d: d["graph"].update(output="x"), "not the name of a node"),

@@ -45,5 +45,6 @@ def test_paths_that_are_no_model(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelFileError, match="not a model directory"):
         load(tmp_path / "file")
-    with pytest.raises(ModelFileError):
-        load("zero\0byte")
+    for name in ("zero\0byte", "a" * 5000, "a/" * 3000, "\udcff"):
+        with pytest.raises(ModelFileError, match="not a model directory"):
+            load(name)
