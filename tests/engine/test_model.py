@@ -137,6 +137,7 @@ WRONG = {
     "size": (torch.zeros(1, 3, 12, 11), "a size"),
     "dtype": (torch.zeros(1, 3, 12, 12, dtype=torch.float64), "float32, not float64"),
     "integers": (torch.zeros(1, 3, 12, 12, dtype=torch.uint8), "float32, not uint8"),
+    "layout": (torch.zeros(1, 3, 12, 12).to_sparse(), "not a sparse_coo one"),
     "device": (torch.zeros(1, 3, 12, 12, device="meta"), "the input on meta"),
 }
 
