@@ -95,7 +95,7 @@ def child(case: Case, seed: str, cases: range, log: Path) -> None:
 
 def sweep(case: Case, name: str, seed: int, total: int, folder: Path) -> dict[str, Any]:
     """Run all cases in child processes, one chunk after the other."""
-    counts, findings, worst_s, grown, first = Counter[str](), [], 0.0, 0, 0
+    counts, findings, worst_s, grown, first, printed = Counter[str](), [], 0.0, 0, 0, 0
     start = time.perf_counter()
     log = folder / "log"
     while first < total:
@@ -120,7 +120,10 @@ def sweep(case: Case, name: str, seed: int, total: int, folder: Path) -> dict[st
             worst_s, grown = max(worst_s, lines[-1]["worst_s"]), max(grown, lines[-1]["grown"])
             if lines[-1]["grown"] > LIMIT_BYTES:
                 findings.append({"finding": f"{lines[-1]['grown']} bytes more", "case": cases.start})
-        print(f"{name}: {first} of {total}, {len(findings)} findings", flush=True)
+        for finding in findings[printed:]:
+            print(f"{name} {finding['case']}: {finding['finding']}")
+        printed = len(findings)
+        print(f"{name}: {first} of {total}, {printed} findings", flush=True)
     outcomes = Counter[str]()
     for key, count in counts.items():
         outcomes[key.split(": ")[1]] += count

@@ -111,6 +111,15 @@ def test_layers_without_zeros_in_models_of_16_bits(dtype: torch.dtype) -> None:
         torch.testing.assert_close(model(x), module(x), rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("activation", [nn.SiLU(), nn.GELU(), nn.Sigmoid(), nn.Hardswish(), nn.ReLU6()])
+def test_activations_of_huge_values(activation: nn.Module) -> None:
+    """Nothing may be left of values that an activation takes to zero."""
+    x = torch.tensor([0.0, 1.0, 10.0, 80.0, 87.0, 88.0, 89.0, 100.0, 1e10, 1e30, 1e37])
+    x = torch.cat([-x, x]).reshape(1, 1, 2, 11)
+    model = SparseModel.from_dense(activation, x)
+    torch.testing.assert_close(model(x), activation(x))
+
+
 def test_to_dense_gives_the_weights_with_zeros(pair: tuple[nn.Module, SparseModel]) -> None:
     module, model = pair
     dense = model.to_dense()
