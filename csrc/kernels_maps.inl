@@ -138,7 +138,8 @@ inline float activate(float x) {
     return A == Activation::kHardswish ? x * gate : gate;
   }
   if constexpr (A == Activation::kSigmoid) return 1.0f / (1.0f + exponential(-x));
-  if constexpr (A == Activation::kSilu) return x / (1.0f + exponential(-x));
+  // Below -88 the limit of the exponential would leave a share of x.
+  if constexpr (A == Activation::kSilu) return x < -88.0f ? 0.0f : x / (1.0f + exponential(-x));
   if constexpr (A == Activation::kGelu) return gelu(x);
   return x;
 }

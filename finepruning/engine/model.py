@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from finepruning.engine.capture import capture
 from finepruning.engine.fuse import fuse
 from finepruning.engine.plan import Executor, Plan
+from finepruning.engine.plan_check import check
 from finepruning.engine.plan_report import PlanReport
 from finepruning.errors import ArgumentError, DeviceError, InputError
 from finepruning.sparse.csr import CSR, VALUE_DTYPES
@@ -187,6 +188,9 @@ class SparseModel(nn.Module):
         expected = f"[batch, {', '.join(str(extent) for extent in self.input_shape)}]"
         if not isinstance(x, Tensor):
             raise InputError(f"the model takes a tensor of shape {expected}, not {type(x).__name__}")
+        if x.is_nested or x.layout is not torch.strided:
+            kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+            raise InputError(f"the model takes a plain tensor of shape {expected}, not a {kind} one")
         if x.dim() != len(self.input_shape) + 1:
             hint = (
                 "; add the batch dimension with x.unsqueeze(0)" if tuple(x.shape) == self.input_shape else ""
@@ -222,7 +226,7 @@ class SparseModel(nn.Module):
             with self._lock:
                 if batch in self._executors:
                     return self._executors[batch]
-            executor = _make_executor(self._plan, batch, self.device)
+            executor = make_executor(self._plan(batch), self.device, self._plan)
             with self._lock:
                 self._executors[batch] = executor
                 while len(self._executors) > MAX_EXECUTORS:
@@ -262,15 +266,25 @@ class SparseModel(nn.Module):
         return f"input {shape}, {count} operations, {len(weights)} sparse layers{density}"
 
 
-def _make_executor(plan: Callable[[int], Plan], batch: int, device: torch.device) -> Executor:
+def make_executor(
+    plan: Plan, device: torch.device, replan: Callable[[int], Plan] | None = None
+) -> Executor:
+    """The device's executor for a plan, which is checked first.
+
+    ``replan`` gives the same plan for another batch size, which lets a large batch run in chunks.
+
+    Raises:
+        ArgumentError: the plan is inconsistent. DeviceError: models do not run on this device.
+    """
+    check(plan)
     if device.type == "cpu":
         from finepruning.engine.cpu import CpuExecutor
 
-        return CpuExecutor(plan(batch), plan)
+        return CpuExecutor(plan, replan)
     if device.type == "cuda":
         from finepruning.engine.cuda import CudaExecutor
 
-        return CudaExecutor(plan(batch), device)
+        return CudaExecutor(plan, device)
     raise DeviceError(f"models run on cpu and cuda, not on {device}")
 
 
