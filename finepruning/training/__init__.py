@@ -1,5 +1,6 @@
 """Fine-tuning and evaluation."""
 
+from finepruning.training.ema import WeightAverage
 from finepruning.training.epoch import Recipe, train_epoch
 from finepruning.training.evaluate import Evaluation, evaluate, recalibrated
 from finepruning.training.losses import training_loss
@@ -9,6 +10,7 @@ from finepruning.training.schedule import cosine
 __all__ = [
     "Evaluation",
     "Recipe",
+    "WeightAverage",
     "autocast",
     "cosine",
     "evaluate",
