@@ -11,7 +11,8 @@ SEARCHES = ("budget", "paper", "random", "none")
 ALLOCATIONS = ("global", "uniform", "erk", "lamp")
 AUGMENTATIONS = ("none", "flip", "dihedral", "crop")
 DENSITY_SCHEDULES = ("geometric", "cubic")
-LR_SCHEDULES = ("cosine", "hold")
+LR_SCHEDULES = ("cosine", "hold", "rise")
+SALIENCIES = ("magnitude", "fisher")
 OPTIMIZERS = ("sgd", "adam")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -29,10 +30,12 @@ class CompressConfig:
         dense_epochs: epochs of dense fine-tuning before the first round.
         density_schedule: how the density falls over the rounds: "geometric" (equal ratios) or "cubic" (fast
             first, slow near the target; Zhu and Gupta, 2017).
-        final_epochs: epochs after the last round with frozen masks; None for the same as ``epochs``.
+        final_epochs: epochs after the last round with frozen masks.
         search: "budget" (scale every layer's saliency under one exact global cut), "paper" (a threshold per
             layer, error minus lambda times sparsity), "random" (control of "budget") or "none".
         allocation: how search "none" spreads a budget over layers: "global", "uniform", "erk", "lamp".
+        saliency: what a weight is worth: "magnitude", or "fisher" (times the root of its Fisher information,
+            estimated at the start of each round).
         search_images: validation images per trial; all are used when there are fewer.
         look_ahead: training steps that a candidate gets before it is scored.
         theta_bound: the search scales a layer's saliency by exp(theta), |theta| <= theta_bound.
@@ -43,11 +46,12 @@ class CompressConfig:
         prune_lr: peak learning rate of the rounds and the final phase; None for the same as ``lr``.
         optimizer: "sgd" or "adam" (AdamW, which wants a tenth of the learning rate or less).
         lr_schedule: "cosine" (each phase falls to 0) or "hold" (rounds stay at the peak; the dense and the
-            final phase fall to 0).
+            final phase fall to 0) or "rise" (each phase rises, then falls exponentially).
         warmup: epochs over which the dense phase's learning rate rises from 0, at most half of them.
         max_grad_norm: gradients are scaled down to this L2 norm; 0 leaves them as they are.
         prune_max_grad_norm: the same in the rounds and the final phase; None for the same as
             ``max_grad_norm``.
+        l2_sp: factor of a penalty on the distance from the weights of the beginning; 0 is off.
         momentum: of SGD. weight_decay: L2 factor.
         distillation: weight of the dense teacher's soft targets in the loss, in [0, 1]; 0 is off.
         temperature: softens the logits of teacher and student.
@@ -70,34 +74,36 @@ class CompressConfig:
     model: str | None = None
     weights: str = "default"
     target_density: float = 0.1
-    rounds: int = 4
-    trials: int = 16
-    epochs: int = 3
-    dense_epochs: int = 6
-    final_epochs: int | None = None
-    density_schedule: str = "geometric"
+    rounds: int = 12
+    trials: int = 8
+    epochs: int = 1
+    dense_epochs: int = 12
+    final_epochs: int = 12
+    density_schedule: str = "cubic"
     search: str = "budget"
     allocation: str = "global"
+    saliency: str = "magnitude"
     search_images: int = 512
     look_ahead: int = 0
     theta_bound: float = 0.5
     paper_lambda: float = 1.0
-    splicing: bool = True
+    splicing: bool = False
     surgery_gamma: float = 0.01
     surgery_power: float = 1.0
     batch_size: int = 32
     lr: float = 0.01
     prune_lr: float | None = None
     optimizer: str = "sgd"
-    lr_schedule: str = "cosine"
+    lr_schedule: str = "hold"
     warmup: float = 1.0
     max_grad_norm: float = 1.0
-    prune_max_grad_norm: float | None = None
+    prune_max_grad_norm: float | None = 3.0
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    l2_sp: float = 0.0
     distillation: float = 0.0
     temperature: float = 4.0
-    prune_dropout: float | None = None
+    prune_dropout: float | None = 0.0
     label_smoothing: float = 0.0
     ema: float = 0.0
     precision: str = "auto"
@@ -116,6 +122,7 @@ class CompressConfig:
             ("allocation", ALLOCATIONS),
             ("density_schedule", DENSITY_SCHEDULES),
             ("lr_schedule", LR_SCHEDULES),
+            ("saliency", SALIENCIES),
             ("optimizer", OPTIMIZERS),
             ("precision", PRECISIONS),
             ("augmentation", AUGMENTATIONS),
@@ -135,6 +142,7 @@ class CompressConfig:
             "max_grad_norm",
             "prune_max_grad_norm",
             "weight_decay",
+            "l2_sp",
             "paper_lambda",
             "surgery_gamma",
             "surgery_power",

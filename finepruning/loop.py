@@ -44,9 +44,20 @@ from finepruning.search import (
     best,
 )
 from finepruning.seeding import derive_seed
-from finepruning.training import Evaluation, Recipe, WeightAverage, cosine, evaluate, train_epoch
+from finepruning.training import (
+    Evaluation,
+    Recipe,
+    StartingPoint,
+    WeightAverage,
+    cosine,
+    evaluate,
+    rise_and_decay,
+    sensitivities,
+    train_epoch,
+)
 
 CALIBRATION_BATCHES = 8
+FISHER_BATCHES = 16
 
 
 class Loop:
@@ -74,6 +85,7 @@ class Loop:
         self._momentum: dict[str, Tensor] = {}
         self._teacher: nn.Module | None = None
         self._average: WeightAverage | None = None
+        self._start = StartingPoint(module, config.l2_sp) if config.l2_sp > 0 else None
         self.facts = Facts()
         self._restore()
 
@@ -119,6 +131,8 @@ class Loop:
         if self._surgery is None:
             self._surgery = Surgery(self.layers)
         surgery, keep, facts = self._surgery, self.keep(phase.round), self.facts
+        if self.config.saliency == "fisher":
+            surgery.sensitivity = self._sensitivities(phase)
         entry: dict[str, Any] = {
             "round": phase.round,
             "budget": budget(self.config, phase.round),
@@ -128,8 +142,9 @@ class Loop:
             "baseline_loss": None,
         }
         if self.config.search == "none":
-            counts = ALLOCATION_RULES[self.config.allocation](surgery.weights, keep)
-            facts.theta = theta_for(surgery.weights, counts)
+            saliency = surgery.saliency()
+            counts = ALLOCATION_RULES[self.config.allocation](saliency, keep)
+            facts.theta = theta_for(saliency, counts)
             self._progress.advance()
         else:
             trials = self._search(phase, surgery, keep)
@@ -154,9 +169,9 @@ class Loop:
         space: Space
         if config.search == "paper":
             trade_off = config.paper_lambda * phase.round / config.rounds
-            space = PaperSpace(surgery.weights, keep, trade_off)
+            space = PaperSpace(surgery.saliency(), keep, trade_off)
         else:
-            space = BudgetSpace(surgery.weights, keep, config.theta_bound)
+            space = BudgetSpace(surgery.saliency(), keep, config.theta_bound)
         seed = derive_seed(config.seed, "search", phase.round)
         make = RandomSearch if config.search == "random" else BayesianSearch
         search: Search = make(space, seed, self.facts.previous)
@@ -199,6 +214,12 @@ class Loop:
             seed,
             self._teacher,
         )
+
+    def _sensitivities(self, phase: Phase) -> list[Tensor]:
+        seed = derive_seed(self.config.seed, "fisher", phase.round)
+        batches = self.splits.train.batches(self.config.batch_size, shuffle=seed, drop_last=True)
+        chosen = list(itertools.islice(batches, FISHER_BATCHES))
+        return sensitivities(self.module, self.layers, chosen, self._recipe(phase))
 
     def _calibration(self) -> list[tuple[Tensor, Tensor]]:
         """Training images for BatchNorm statistics; none are needed without such layers."""
@@ -245,6 +266,8 @@ class Loop:
         def rate(step: int) -> float:
             if phase.kind == "round" and config.lr_schedule == "hold":
                 return peak
+            if config.lr_schedule == "rise":
+                return rise_and_decay(epoch * steps + step, phase.epochs * steps, peak)
             return cosine(epoch * steps + step, phase.epochs * steps, peak, round(warmup * steps))
 
         def after_step(step: int, loss: float) -> None:
@@ -270,6 +293,7 @@ class Loop:
                 rate,
                 surgery=self._surgery,
                 teacher=self._teacher,
+                start=self._start,
                 after_step=after_step,
             )
         except TrainingError as error:
@@ -390,6 +414,9 @@ class Loop:
             ):
                 tensors[f"module.{name}.weight"] = weight
                 tensors[f"mask.{name}"] = mask
+            if self._surgery.sensitivity is not None:
+                for name, factor in zip(self.layers, self._surgery.sensitivity, strict=True):
+                    tensors[f"sensitivity.{name}"] = factor
         self.facts.averaged = 0 if self._average is None else self._average.updates
         if self._average is not None:
             tensors |= {f"average.{name}": value for name, value in self._average.tensors.items()}
@@ -413,6 +440,9 @@ class Loop:
         if masks:
             self._surgery = Surgery(self.layers)
             self._surgery.set_masks([masks[name].to(self._device) for name in self.layers])
+            factors = dict(_under("sensitivity.", tensors))
+            if factors:
+                self._surgery.sensitivity = [factors[name].to(self._device) for name in self.layers]
         self._momentum = dict(_under("momentum.", tensors))
         average = dict(_under("average.", tensors))
         if average:

@@ -52,8 +52,7 @@ def phases(config: CompressConfig) -> list[Phase]:
         title = f"round {number}/{config.rounds}"
         result.append(Phase("search", number, f"{title}: search"))
         result.append(Phase("round", number, f"{title}: fine-tuning", config.epochs))
-    final = config.epochs if config.final_epochs is None else config.final_epochs
-    result.append(Phase("final", config.rounds, "final fine-tuning", final))
+    result.append(Phase("final", config.rounds, "final fine-tuning", config.final_epochs))
     return result
 
 

@@ -88,7 +88,7 @@ def test_a_run_leaves_model_report_trials_and_configuration(finished: Path, imag
     assert kept == round(0.2 * total)
     assert report["density"] == kept / total
     assert [layer["name"] for layer in report["layers"]] == ["0", "6"]
-    assert [entry["density"] for entry in report["rounds"]] == pytest.approx([0.2**0.5, 0.2], abs=1 / total)
+    assert [entry["density"] for entry in report["rounds"]] == pytest.approx([0.3, 0.2], abs=1 / total)
     assert report["accuracy"] == report["sparse_accuracy"] >= 0.6
     assert report["dense_accuracy"] >= 0.6
     assert report["classes"] == list(CLASSES)
@@ -170,6 +170,8 @@ def test_the_callers_random_numbers_are_left_alone(images: Path, tmp_path: Path)
         {"search": "none", "allocation": "erk"},
         {"search": "none", "allocation": "global", "splicing": False},
         {"dense_epochs": 0, "final_epochs": 0},
+        {"saliency": "magnitude", "l2_sp": 0.0, "ema": 0.0},
+        {"lr_schedule": "rise", "density_schedule": "geometric"},
         {"optimizer": "adam", "lr": 0.001, "look_ahead": 2},
         {"target_density": 1.0},
     ],
@@ -273,6 +275,9 @@ def test_impossible_densities_are_refused(density: float) -> None:
         ("look_ahead", -1),
         ("prune_dropout", 1.0),
         ("optimizer", "newton"),
+        ("saliency", "age"),
+        ("l2_sp", -1.0),
+        ("prune_max_grad_norm", float("inf")),
         ("lr_schedule", "steps"),
         ("density_schedule", "linear"),
     ],

@@ -38,6 +38,7 @@ HELP: dict[str, dict[str, str]] = {
         "density_schedule": "How the density falls over the rounds: geometric or cubic.",
         "search": "budget (per-layer saliency scales), paper (per-layer thresholds), random, or none.",
         "allocation": "How --search none spreads the weights over layers: global, uniform, erk or lamp.",
+        "saliency": "What a weight is worth: magnitude, or fisher (by the loss's gradients too).",
         "search_images": "Validation images a trial is judged by.",
         "look_ahead": "Training steps that a candidate gets before it is judged.",
         "theta_bound": "Widest per-layer scale the search may try, as a power of e.",
@@ -51,12 +52,14 @@ HELP: dict[str, dict[str, str]] = {
         "lr": "Peak learning rate of dense fine-tuning (SGD, cosine).",
         "prune_lr": "Peak learning rate while pruning.",
         "optimizer": "sgd or adam (AdamW).",
-        "lr_schedule": "cosine (every phase falls to 0) or hold (only dense and final fine-tuning do).",
+        "lr_schedule": "cosine (each phase falls to 0), hold (the rounds do not), or rise (each phase rises, "
+        "then falls exponentially).",
         "warmup": "Epochs over which the learning rate of dense fine-tuning rises.",
         "max_grad_norm": "Largest norm of the gradients; 0 leaves them alone.",
         "prune_max_grad_norm": "The same while pruning.",
         "momentum": "Momentum of SGD.",
         "weight_decay": "L2 factor on the weights.",
+        "l2_sp": "Pull towards the weights of the beginning; 0 is off.",
         "distillation": "Weight of the dense network's outputs as targets, from 0 (off) to 1.",
         "temperature": "Softens the outputs for --distillation.",
         "prune_dropout": "Probability in the network's dropout layers while pruning.",
@@ -70,10 +73,7 @@ HELP: dict[str, dict[str, str]] = {
 """Panel of the help text -> field -> what it says."""
 
 _DEFAULTS_IN_WORDS = {
-    "final_epochs": "as --epochs",
     "prune_lr": "as --lr",
-    "prune_max_grad_norm": "as --max-grad-norm",
-    "prune_dropout": "as the network has it",
     "image_size": "the model's own",
     "device": "cuda where there is one",
     "out": "runs/MODEL-TIME",

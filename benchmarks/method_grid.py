@@ -1,0 +1,214 @@
+"""Joint search and pruning against post-hoc recipes, at equal epochs, data, seeds and training options.
+
+    python benchmarks/method_grid.py DATA WEIGHTS                      # the whole grid, best rows first
+    python benchmarks/method_grid.py DATA WEIGHTS --methods joint gradual-global --densities 0.05 --seeds 0 1
+    python benchmarks/method_grid.py --dry-run                         # lists the rows and which are missing
+
+DATA is the UC Merced folder (train/ and test/), WEIGHTS a SqueezeNet 1.1 trunk. Rows are added to
+benchmarks/results/method_ucmerced.json as they come; the command can be stopped at any moment and
+continues in the middle of a row when it is given again. Dense fine-tuning depends on the seed alone, so that
+all rows of a seed start from the checkpoint of its first row; its epochs count in each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finepruning.compress import compress
+from finepruning.config import CompressConfig
+from finepruning.environment import describe_environment
+
+RESULTS = Path(__file__).parent / "results" / "method_ucmerced.json"
+DENSITIES = (0.10, 0.05, 0.02)
+SEEDS = (0, 1, 2)
+DENSE_EPOCHS, PRUNE_EPOCHS = 12, 24
+ALLOCATIONS = ("global", "lamp", "erk", "uniform")
+
+COMMON: dict[str, Any] = {
+    "model": "squeezenet1_1",
+    "image_size": 128,
+    "augmentation": "dihedral",
+    "batch_size": 32,
+    "lr": 0.01,
+    "max_grad_norm": 1.0,
+    "prune_max_grad_norm": 3.0,
+    "prune_dropout": 0.0,
+    "theta_bound": 0.5,
+    "device": "cpu",
+}
+GRADUAL: dict[str, Any] = {
+    "density_schedule": "cubic",
+    "lr_schedule": "hold",
+    "rounds": 12,
+    "epochs": 1,
+    "final_epochs": 12,
+    "splicing": False,
+}
+ITERATIVE: dict[str, Any] = {
+    "density_schedule": "geometric",
+    "lr_schedule": "cosine",
+    "rounds": 4,
+    "epochs": 4,
+    "final_epochs": 8,
+    "splicing": False,
+}
+ONE_SHOT: dict[str, Any] = {
+    "lr_schedule": "cosine",
+    "rounds": 1,
+    "epochs": 1,
+    "final_epochs": 23,
+    "splicing": False,
+}
+
+
+def methods() -> dict[str, dict[str, Any]]:
+    """What each method adds to `COMMON`; those with the most to tell come first."""
+    table: dict[str, dict[str, Any]] = {"joint": {**GRADUAL, "search": "budget", "trials": 8}}
+    for allocation in ALLOCATIONS:
+        for name, schedule in (("gradual", GRADUAL), ("iterative", ITERATIVE), ("one-shot", ONE_SHOT)):
+            table[f"{name}-{allocation}"] = {**schedule, "search": "none", "allocation": allocation}
+    table["joint-look-ahead"] = {**table["joint"], "look_ahead": 10}
+    table["random"] = {**table["joint"], "search": "random"}
+    table["paper"] = {**table["joint"], "search": "paper"}
+    table["dns"] = {**GRADUAL, "search": "none", "splicing": True}
+    table["dense"] = {"search": "none", "rounds": 1, "epochs": 1, "final_epochs": PRUNE_EPOCHS - 1}
+    return table
+
+
+REPEATED = ("joint", "gradual-global", "iterative-global", "one-shot-global")
+"""Methods with all seeds; the others have the first one."""
+
+
+def planned(
+    names: list[str] | None, densities: list[float], seeds: list[int]
+) -> list[tuple[str, float, int]]:
+    """(method, density, seed) of every row, in the order in which they are measured."""
+    rows = []
+    for seed in seeds:
+        for name in [*REPEATED, *(name for name in methods() if name not in REPEATED)]:
+            if (name not in names) if names else (name not in REPEATED and seed != seeds[0]):
+                continue
+            rows += [(name, density, seed) for density in ([1.0] if name == "dense" else densities)]
+    if names is None:  # the repeated methods of every seed come before the single rows of the first
+        rows.sort(key=lambda row: (row[0] not in REPEATED, row[2]))
+    return rows
+
+
+def run(
+    name: str, density: float, seed: int, options: argparse.Namespace, dense: Path | None
+) -> dict[str, Any]:
+    """Measure a row in its own run directory, or go on with one that was stopped."""
+    out = options.work / f"{name}-{density:g}-s{seed}"
+    resume = out if (out / "config.yaml").exists() else None
+    config = CompressConfig(
+        **{
+            **COMMON,
+            **methods()[name],
+            "data": str(options.data),
+            "weights": str(dense or options.weights),
+            "dense_epochs": 0 if dense else DENSE_EPOCHS,
+            "target_density": density,
+            "seed": seed,
+            "out": str(out),
+        }
+    )
+    return compress(config, resume=resume)
+
+
+def row_of(
+    name: str, density: float, seed: int, report: dict[str, Any], dense_seconds: float
+) -> dict[str, Any]:
+    """The raw row of a finished run; ``dense_seconds`` are those of the shared dense fine-tuning."""
+    shared = report["config"]["dense_epochs"] == 0
+    return {
+        "method": name,
+        "density": density,
+        "seed": seed,
+        "accuracy": report["accuracy"],
+        "dense_accuracy": report["dense_accuracy"],
+        "validation_loss": report["history"][-1]["validation_loss"],
+        "epochs": len(report["history"]) + (DENSE_EPOCHS if shared else 0),
+        "seconds": round(report["seconds"]["total"] + (dense_seconds if shared else 0.0), 1),
+        "search_seconds": round(report["seconds"]["search"], 1),
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": report["environment"]["processor"],
+        "threads": report["environment"]["threads"],
+        "torch": report["environment"]["packages"]["torch"],
+        "options": changed(report["config"]),
+    }
+
+
+def changed(config: dict[str, Any]) -> dict[str, Any]:
+    """Options that differ from the defaults, without those that name files."""
+    defaults = {field.name: field.default for field in fields(CompressConfig)}
+    files = ("data", "weights", "out", "model", "device")
+    return {key: value for key, value in config.items() if value != defaults[key] and key not in files}
+
+
+def load() -> dict[str, Any]:
+    if RESULTS.exists():
+        content: dict[str, Any] = json.loads(RESULTS.read_text())
+        return content
+    return {
+        "what": "UC Merced test accuracy, SqueezeNet 1.1 trunk, 128 px; see benchmarks/method_grid.py",
+        "dense_seconds": {},
+        "rows": [],
+    }
+
+
+def save(content: dict[str, Any]) -> None:
+    temporary = RESULTS.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, RESULTS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("data", nargs="?", type=Path)
+    parser.add_argument("weights", nargs="?", type=Path)
+    parser.add_argument("--methods", nargs="+", choices=sorted(methods()))
+    parser.add_argument("--densities", nargs="+", type=float, default=list(DENSITIES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--work", type=Path, default=Path("runs/method_grid"), help="run directories")
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args()
+    content = load()
+    done = {(row["method"], row["density"], row["seed"]) for row in content["rows"]}
+    rows = planned(options.methods, options.densities, options.seeds)
+    print(f"{len(rows)} rows, {sum(row in done for row in rows)} of them measured already")
+    if options.dry_run:
+        for row in rows:
+            print(*row, "measured" if row in done else "missing")
+        return
+    if options.data is None or options.weights is None:
+        parser.error("DATA and WEIGHTS are needed to measure")
+    print(json.dumps(describe_environment("cpu")))
+    for name, density, seed in rows:
+        if (name, density, seed) in done:
+            continue
+        started = datetime.datetime.now()
+        kept = options.work / f"dense-{seed}.safetensors"
+        report = run(name, density, seed, options, kept if kept.exists() else None)
+        if not kept.exists():
+            content["dense_seconds"][str(seed)] = round(report["seconds"]["dense"], 1)
+            first = options.work / f"{name}-{density:g}-s{seed}" / "checkpoints" / "dense.safetensors"
+            kept.write_bytes(first.read_bytes())
+        row = row_of(name, density, seed, report, content["dense_seconds"].get(str(seed), 0.0))
+        content["rows"].append(row)
+        save(content)
+        took = datetime.datetime.now() - started
+        print(f"{name} {density:g} seed {seed}: test {row['accuracy']:.4f}, {took.seconds} s", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    main()
