@@ -6,18 +6,17 @@
 
 DATA is the UC Merced folder (train/ and test/), WEIGHTS a SqueezeNet 1.1 trunk. Rows are added to
 benchmarks/results/method_ucmerced.json as they come; the command can be stopped at any moment and
-continues in the middle of a row when it is given again. Dense fine-tuning depends on the seed alone, so that
-all rows of a seed start from the checkpoint of its first row; its epochs count in each.
+continues in the middle of a row when it is given again. Dense fine-tuning depends on the seed alone and is
+done once a seed; its epochs and seconds count in each row. ``trials`` holds, for each search, the loss of the
+first trial (global magnitude) and of the best.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +83,36 @@ def methods() -> dict[str, dict[str, Any]]:
     return table
 
 
+def ablations() -> dict[str, dict[str, Any]]:
+    """The joint method with one option changed; measured with the first seed at the highest density."""
+    changes: dict[str, dict[str, Any]] = {
+        "splicing": {"splicing": True},
+        "fisher": {"saliency": "fisher"},
+        "fisher-gradual": {"saliency": "fisher", "search": "none"},
+        "ema": {"ema": 0.99},
+        "distillation": {"distillation": 0.5, "temperature": 2.0},
+        "label-smoothing": {"label_smoothing": 0.1},
+        "l2-sp": {"l2_sp": 0.001},
+        "rise": {"lr_schedule": "rise"},
+        "dropout": {"prune_dropout": None},
+        "limit-1": {"prune_max_grad_norm": 1.0},
+        "no-limit": {"prune_max_grad_norm": 0.0},
+        "geometric": {"density_schedule": "geometric"},
+        "cosine": {"lr_schedule": "cosine"},
+        "half-rate": {"prune_lr": 0.005},
+        "double-rate": {"prune_lr": 0.02},
+        "theta-1": {"theta_bound": 1.0},
+        "adam": {"optimizer": "adam", "prune_lr": 0.0005, "prune_max_grad_norm": 0.0},
+    }
+    joint = methods()["joint"]
+    return {f"joint+{name}": {**joint, **change} for name, change in changes.items()}
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """What the method adds to `COMMON`."""
+    return {**methods(), **ablations()}[name]
+
+
 REPEATED = ("joint", "gradual-global", "iterative-global", "one-shot-global")
 """Methods with all seeds; the others have the first one."""
 
@@ -98,37 +127,31 @@ def planned(
             if (name not in names) if names else (name not in REPEATED and seed != seeds[0]):
                 continue
             rows += [(name, density, seed) for density in ([1.0] if name == "dense" else densities)]
+    rows += [(name, densities[0], seeds[0]) for name in ablations() if (name in names if names else True)]
     if names is None:  # the repeated methods of every seed come before the single rows of the first
-        rows.sort(key=lambda row: (row[0] not in REPEATED, row[2]))
+        rows.sort(key=lambda row: (row[0] not in REPEATED, row[0] in ablations(), row[2]))
     return rows
 
 
-def run(
-    name: str, density: float, seed: int, options: argparse.Namespace, dense: Path | None
-) -> dict[str, Any]:
-    """Measure a row in its own run directory, or go on with one that was stopped."""
-    out = options.work / f"{name}-{density:g}-s{seed}"
+def start(seed: int, options: argparse.Namespace) -> tuple[Path, float]:
+    """Weights after dense fine-tuning with this seed, and the seconds that took."""
+    dense = {"search": "none", "rounds": 1, "epochs": 1, "final_epochs": 0, "target_density": 1.0}
+    given = {**dense, "weights": str(options.weights), "dense_epochs": DENSE_EPOCHS}
+    report = finished(options.work / f"start-s{seed}", seed, given, options)
+    return options.work / f"start-s{seed}" / "checkpoints" / "dense.safetensors", report["seconds"]["dense"]
+
+
+def finished(out: Path, seed: int, given: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The report of the run in ``out``: made, gone on with, or read."""
     resume = out if (out / "config.yaml").exists() else None
-    config = CompressConfig(
-        **{
-            **COMMON,
-            **methods()[name],
-            "data": str(options.data),
-            "weights": str(dense or options.weights),
-            "dense_epochs": 0 if dense else DENSE_EPOCHS,
-            "target_density": density,
-            "seed": seed,
-            "out": str(out),
-        }
-    )
+    config = CompressConfig(**{**COMMON, **given, "data": str(options.data), "seed": seed, "out": str(out)})
     return compress(config, resume=resume)
 
 
 def row_of(
     name: str, density: float, seed: int, report: dict[str, Any], dense_seconds: float
 ) -> dict[str, Any]:
-    """The raw row of a finished run; ``dense_seconds`` are those of the shared dense fine-tuning."""
-    shared = report["config"]["dense_epochs"] == 0
+    """The raw row of a finished run, the dense fine-tuning that it started from included."""
     return {
         "method": name,
         "density": density,
@@ -136,22 +159,16 @@ def row_of(
         "accuracy": report["accuracy"],
         "dense_accuracy": report["dense_accuracy"],
         "validation_loss": report["history"][-1]["validation_loss"],
-        "epochs": len(report["history"]) + (DENSE_EPOCHS if shared else 0),
-        "seconds": round(report["seconds"]["total"] + (dense_seconds if shared else 0.0), 1),
+        "epochs": DENSE_EPOCHS + len(report["history"]),
+        "seconds": round(dense_seconds + report["seconds"]["total"], 1),
         "search_seconds": round(report["seconds"]["search"], 1),
         "date": time.strftime("%Y-%m-%d"),
         "processor": report["environment"]["processor"],
         "threads": report["environment"]["threads"],
         "torch": report["environment"]["packages"]["torch"],
-        "options": changed(report["config"]),
+        "trials": [[entry["baseline_loss"], entry["best_loss"]] for entry in report["rounds"]],
+        "options": options_of(name),
     }
-
-
-def changed(config: dict[str, Any]) -> dict[str, Any]:
-    """Options that differ from the defaults, without those that name files."""
-    defaults = {field.name: field.default for field in fields(CompressConfig)}
-    files = ("data", "weights", "out", "model", "device")
-    return {key: value for key, value in config.items() if value != defaults[key] and key not in files}
 
 
 def load() -> dict[str, Any]:
@@ -160,7 +177,8 @@ def load() -> dict[str, Any]:
         return content
     return {
         "what": "UC Merced test accuracy, SqueezeNet 1.1 trunk, 128 px; see benchmarks/method_grid.py",
-        "dense_seconds": {},
+        "common": COMMON,
+        "dense_epochs": DENSE_EPOCHS,
         "rows": [],
     }
 
@@ -175,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", nargs="?", type=Path)
     parser.add_argument("weights", nargs="?", type=Path)
-    parser.add_argument("--methods", nargs="+", choices=sorted(methods()))
+    parser.add_argument("--methods", nargs="+", choices=[*methods(), *ablations()], metavar="METHOD")
     parser.add_argument("--densities", nargs="+", type=float, default=list(DENSITIES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--work", type=Path, default=Path("runs/method_grid"), help="run directories")
@@ -195,18 +213,20 @@ def main() -> None:
     for name, density, seed in rows:
         if (name, density, seed) in done:
             continue
-        started = datetime.datetime.now()
-        kept = options.work / f"dense-{seed}.safetensors"
-        report = run(name, density, seed, options, kept if kept.exists() else None)
-        if not kept.exists():
-            content["dense_seconds"][str(seed)] = round(report["seconds"]["dense"], 1)
-            first = options.work / f"{name}-{density:g}-s{seed}" / "checkpoints" / "dense.safetensors"
-            kept.write_bytes(first.read_bytes())
-        row = row_of(name, density, seed, report, content["dense_seconds"].get(str(seed), 0.0))
+        started = time.monotonic()
+        weights, dense_seconds = start(seed, options)
+        given = {
+            **options_of(name),
+            "weights": str(weights),
+            "dense_epochs": 0,
+            "target_density": density,
+        }
+        report = finished(options.work / f"{name}-{density:g}-s{seed}", seed, given, options)
+        row = row_of(name, density, seed, report, dense_seconds)
         content["rows"].append(row)
         save(content)
-        took = datetime.datetime.now() - started
-        print(f"{name} {density:g} seed {seed}: test {row['accuracy']:.4f}, {took.seconds} s", flush=True)
+        took = time.monotonic() - started
+        print(f"{name} {density:g} seed {seed}: test {row['accuracy']:.4f}, {took:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
