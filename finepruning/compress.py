@@ -121,8 +121,10 @@ def resolve(config: CompressConfig) -> CompressConfig:
         data=str(Path(config.data).expanduser().absolute()) if folder and config.data else config.data,
         model=name,
         weights=str(Path(config.weights).expanduser().absolute()) if in_file else config.weights,
-        final_epochs=config.epochs if config.final_epochs is None else config.final_epochs,
         prune_lr=config.lr if config.prune_lr is None else config.prune_lr,
+        prune_max_grad_norm=(
+            config.max_grad_norm if config.prune_max_grad_norm is None else config.prune_max_grad_norm
+        ),
         precision=resolve_precision(config.precision, device),
         image_size=config.image_size or models.input_spec(name).image_size,
         device=str(device),
