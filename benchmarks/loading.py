@@ -3,7 +3,7 @@
     python benchmarks/loading.py                      # AlexNet at density 0.05
     python benchmarks/loading.py vgg16 --density 0.1
 
-Each of the runs is a process of its own, which imports everything first and then loads the model and makes the
+Each of the runs is a process of its own, which imports everything first, then loads the model and makes the
 plan for one image. Peak memory is the rise of the process's peak resident set over what was resident before,
 beside file and packed weights, which it may exceed by 64 MiB. After a call, freed memory is given back to the
 system: what then stays resident is the standing cost of the model. Goes to benchmarks/results/loading.json.

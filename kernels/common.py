@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+MAX_OFFSET = 2**31 - 1
+
 ACTIVATIONS = (None, "relu", "relu6", "hardswish", "hardsigmoid", "silu", "sigmoid", "gelu")
 
 
@@ -70,6 +72,14 @@ def next_power_of_2(n: int) -> int:
 def halo_elements(height: int, width: int, halo: int, batch: int) -> int:
     """Elements of the border that `clear_halo` writes for one channel."""
     return ((height + 2 * halo) * (width + 2 * halo) - height * width) * batch
+
+
+def needs_64_bits(*tensors: Tensor) -> bool:
+    """Whether element offsets into any of these tensors (with the border around a map) may exceed 32 bits."""
+    return any(
+        sum(size * stride for size, stride in zip(t.shape, t.stride(), strict=True)) > MAX_OFFSET
+        for t in tensors
+    )
 
 
 def strides_chwn(t: Tensor) -> tuple[int, int, int, int]:

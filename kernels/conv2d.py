@@ -10,7 +10,14 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from finepruning.kernels.common import activate, clear_halo, halo_elements, next_power_of_2, strides_in_units
+from finepruning.kernels.common import (
+    activate,
+    clear_halo,
+    halo_elements,
+    needs_64_bits,
+    next_power_of_2,
+    strides_in_units,
+)
 from finepruning.kernels.sliced_ell import SLICE_ROWS, SlicedEll
 from torch import Tensor
 
@@ -22,12 +29,12 @@ MIN_PROGRAMS = 512
 @triton.jit
 def sparse_conv2d_kernel(
     x, values, col, ptr, order, bias, residual, y,
-    rows_per_group, channels_per_group, out_h, out_w, halo, tiles,
+    rows, rows_per_group, channels_per_group, out_h, out_w, halo, tiles,
     xc, xh, xw, xn, step_h, step_w, tap_h, tap_w, origin,
     rc, rh, rw, rn, yc, yh, yw, yn,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
     N: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr, R_UNIT: tl.constexpr,
-    KW: tl.constexpr, KHW: tl.constexpr, CLEAR: tl.constexpr,
+    KW: tl.constexpr, KHW: tl.constexpr, CLEAR: tl.constexpr, WIDE: tl.constexpr,
     SLICE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """x*, r*, y*: strides of input, residual and output in (channel, row, column, image).
@@ -35,10 +42,14 @@ def sparse_conv2d_kernel(
     step_*: distance in the input between neighbouring outputs (stride); tap_*: between neighbouring taps
     (dilation); origin: of the first tap of output (0, 0), negative with padding. All of these but the
     image strides count units of *_UNIT elements, which tells the compiler how wide it may load and store.
+    WIDE: offsets need 64 bits. The grid has one dimension (others end at 65535), rows fastest: programs
+    that run together read the same input.
     """
-    slot = tl.program_id(0)
-    tile = tl.program_id(1)
+    slot = tl.program_id(0) % rows
+    tile = tl.program_id(0) // rows
     row = tl.load(order + slot)
+    if WIDE:
+        row = row.to(tl.int64)
     if CLEAR:  # noqa: SIM102 - known at compile time, unlike the inner test
         if tile >= tiles:
             clear_halo(
@@ -60,6 +71,8 @@ def sparse_conv2d_kernel(
     start = first * SLICE + (slot % SLICE) * width
 
     element = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+    if WIDE:
+        element = tile.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     wanted = element < out_h * out_w * N
     n = element % N
     pixel = element // N
@@ -75,6 +88,8 @@ def sparse_conv2d_kernel(
         inside = k + lane < width
         c = tl.load(col + start + k + lane, mask=inside, other=0).to(tl.int32)
         v = tl.load(values + start + k + lane, mask=inside, other=0.0).to(tl.float32)
+        if WIDE:
+            c = c.to(tl.int64)
         tap = c % KHW
         offset = ((c // KHW) * xc + (tap // KW) * tap_h + (tap % KW) * tap_w) * X_UNIT
         mask = inside[:, None] & wanted[None, :]
@@ -134,13 +149,13 @@ def sparse_conv2d(
     block_k, block_p = tile_shape(weight.rows, outputs)
     tiles = -(-outputs // block_p)
     border = -(-halo_elements(out_h, out_w, halo, batch) // block_p)
-    sparse_conv2d_kernel[(weight.rows, tiles + border)](
+    sparse_conv2d_kernel[(weight.rows * (tiles + border),)](
         x, weight.values, weight.col, weight.ptr, weight.order, x if bias is None else bias, extra, y,
-        weight.rows // groups, channels // groups, out_h, out_w, halo, tiles,
+        weight.rows, weight.rows // groups, channels // groups, out_h, out_w, halo, tiles,
         xc, xh, xw, xn, stride[0] * xh, stride[1] * xw, dilation[0] * xh, dilation[1] * xw,
         -(padding[0] * xh + padding[1] * xw), *r_strides, *y_strides,
         HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, ACTIVATION=activation,
         N=batch, X_UNIT=x_unit, Y_UNIT=y_unit, R_UNIT=r_unit,
-        KW=kernel[1], KHW=kernel[0] * kernel[1], CLEAR=halo > 0,
+        KW=kernel[1], KHW=kernel[0] * kernel[1], CLEAR=halo > 0, WIDE=needs_64_bits(x, y, extra),
         SLICE=SLICE_ROWS, BLOCK_K=block_k, BLOCK_P=block_p,
     )  # fmt: skip

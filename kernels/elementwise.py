@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from finepruning.kernels.common import activate, clear_halo, halo_elements, next_power_of_2, strides_chwn
+from finepruning.kernels.common import (
+    activate,
+    clear_halo,
+    halo_elements,
+    needs_64_bits,
+    next_power_of_2,
+    strides_chwn,
+)
 from torch import Tensor
 
 BLOCK = 1024
@@ -17,19 +24,23 @@ BLOCK = 1024
 @triton.jit
 def elementwise_kernel(
     a, b, residual, y,
-    H, W, halo, tiles,
+    channels, H, W, halo, tiles,
     ac, ah, aw, an, bc, bh, bw, bn, rc, rh, rw, rn, yc, yh, yw, yn,
     OP: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
-    N: tl.constexpr, CLEAR: tl.constexpr, BLOCK_P: tl.constexpr,
+    N: tl.constexpr, CLEAR: tl.constexpr, WIDE: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """One program writes BLOCK_P elements (row, column, image) of one channel; strides 0 broadcast."""
-    channel = tl.program_id(0)
-    tile = tl.program_id(1)
+    channel = tl.program_id(0) % channels
+    tile = tl.program_id(0) // channels
+    if WIDE:
+        channel = channel.to(tl.int64)
     if CLEAR:  # noqa: SIM102 - known at compile time, unlike the inner test
         if tile >= tiles:
             clear_halo(y + channel * yc, (tile - tiles) * BLOCK_P, H, W, halo, yh, yw, yn, N, BLOCK_P)
             return
     element = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+    if WIDE:
+        element = tile.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     wanted = element < H * W * N
     n = element % N
     pixel = element // N
@@ -79,10 +90,10 @@ def elementwise(
     tiles = -(-outputs // block)
     border = -(-halo_elements(height, width, halo, batch) // block)
     strides = [s for t in (*inputs, target) for s in strides_chwn(t)]
-    elementwise_kernel[(channels, tiles + border)](
-        *inputs, target, height, width, halo, tiles, *strides,
+    elementwise_kernel[(channels * (tiles + border),)](
+        *inputs, target, channels, height, width, halo, tiles, *strides,
         OP=op, HAS_RESIDUAL=residual is not None, ACTIVATION=activation,
-        N=batch, CLEAR=halo > 0, BLOCK_P=block,
+        N=batch, CLEAR=halo > 0, WIDE=needs_64_bits(*inputs, target), BLOCK_P=block,
     )  # fmt: skip
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from finepruning.kernels.common import activate, clear_halo, halo_elements, next_power_of_2, strides_chwn
+from finepruning.kernels.common import (
+    activate,
+    clear_halo,
+    halo_elements,
+    needs_64_bits,
+    next_power_of_2,
+    strides_chwn,
+)
 from torch import Tensor
 
 BLOCK = 512
@@ -13,20 +20,24 @@ BLOCK = 512
 @triton.jit
 def pool2d_kernel(
     x, y,
-    H, W, out_h, out_w, halo, tiles,
+    channels, H, W, out_h, out_w, halo, tiles,
     xc, xh, xw, xn, yc, yh, yw, yn,
     kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, divisor,
     MAX: tl.constexpr, INCLUDE_PAD: tl.constexpr, ACTIVATION: tl.constexpr,
-    N: tl.constexpr, CLEAR: tl.constexpr, BLOCK_P: tl.constexpr,
+    N: tl.constexpr, CLEAR: tl.constexpr, WIDE: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """One program writes BLOCK_P elements (row, column, image) of a channel. ``divisor`` 0: count pixels."""
-    channel = tl.program_id(0)
-    tile = tl.program_id(1)
+    channel = tl.program_id(0) % channels
+    tile = tl.program_id(0) // channels
+    if WIDE:
+        channel = channel.to(tl.int64)
     if CLEAR:  # noqa: SIM102 - known at compile time, unlike the inner test
         if tile >= tiles:
             clear_halo(y + channel * yc, (tile - tiles) * BLOCK_P, out_h, out_w, halo, yh, yw, yn, N, BLOCK_P)
             return
     element = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+    if WIDE:
+        element = tile.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     wanted = element < out_h * out_w * N
     n = element % N
     pixel = element // N
@@ -95,9 +106,9 @@ def pool2d(
     block = min(BLOCK, max(32, next_power_of_2(outputs)))
     tiles = -(-outputs // block)
     border = -(-halo_elements(out_h, out_w, halo, batch) // block)
-    pool2d_kernel[(channels, tiles + border)](
-        x, y, height, width, out_h, out_w, halo, tiles, *strides_chwn(x), *strides_chwn(y),
+    pool2d_kernel[(channels * (tiles + border),)](
+        x, y, channels, height, width, out_h, out_w, halo, tiles, *strides_chwn(x), *strides_chwn(y),
         *kernel, *stride, *padding, *dilation, divisor_override or 0,
         MAX=mode == "max", INCLUDE_PAD=count_include_pad, ACTIVATION=activation,
-        N=batch, CLEAR=halo > 0, BLOCK_P=block,
+        N=batch, CLEAR=halo > 0, WIDE=needs_64_bits(x, y), BLOCK_P=block,
     )  # fmt: skip

@@ -63,7 +63,8 @@ def _torch_channels_last(twin: DenseTwin, threads: int) -> Call:
 
 
 def _torch_compile(twin: DenseTwin, threads: int) -> Call:
-    mode = "max-autotune" if twin.example.is_cuda else None
+    # The caller captures the graph, as it does for every peer.
+    mode = "max-autotune-no-cudagraphs" if twin.example.is_cuda else None
     compiled: Call = torch.compile(twin.module, mode=mode)
     return compiled
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from finepruning.bench import floor, machine, memory
 from finepruning.bench.peers import Call, Peer, choose
-from finepruning.bench.timing import Timing, interleave, stopwatch_for
+from finepruning.bench.timing import HostStopwatch, Timing, interleave
 from finepruning.bench.twin import DenseTwin, dense_twin
 from finepruning.engine import SparseModel
 from finepruning.errors import ArgumentError, DeviceError, FinepruningError
+from finepruning.sparse.csr import CSR
 from finepruning.sparse.storage import StoredModel, load
 
 OURS = memory.OURS
@@ -116,16 +117,73 @@ def bench(
         stored = load(model_dir)
         for batch in options.batches:
             say(f"batch {batch}: preparing {', '.join(p.name for p in peers) or 'no peers'}")
+            if device.type == "cuda":
+                result["rows"] += _cuda_rows(model, stored, batch, peers, dtype, device, options, say)
+                continue
             result["rows"] += _rows(model, stored, batch, peers, threads, dtype, options, limits, peaks, say)
         for row in result["rows"]:
-            row.update(network=name, density=model_density(model), dtype=options.dtype, threads=threads)
+            row.update(network=name, density=model_density(stored), dtype=options.dtype, threads=threads)
         if options.layers:
-            from finepruning.bench.layers import layer_rows
-
-            result["layers"] = [row for batch in options.batches for row in layer_rows(stored, batch, limits)]
+            result["layers"] = _layers(stored, options, dtype, device, limits)
     finally:
         torch.set_num_threads(threads_before)
     return result
+
+
+def _cuda_rows(
+    model: SparseModel,
+    stored: StoredModel,
+    batch: int,
+    peers: Sequence[Peer],
+    dtype: torch.dtype,
+    device: torch.device,
+    options: BenchOptions,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    from finepruning.bench.cuda import network_rows
+    from finepruning.engine.cuda import CudaExecutor
+    from finepruning.engine.fuse import fuse
+
+    own = model._stored  # in ``dtype``
+    say(f"batch {batch}: timing")
+    rows = network_rows(
+        stored,
+        lambda images: CudaExecutor(fuse(own.graph, own.tensors, images, dtype), device),
+        batch,
+        peers,
+        dtype,
+        device,
+        options.seconds,
+    )
+    for row in rows:
+        if row["peer"].startswith(OURS) and ("skipped" in row or "error" in row):
+            raise OutputMismatchError(
+                f"batch {batch}, {row['peer']}: {row.get('skipped', row.get('error'))}, so no speed is "
+                "reported; this is a defect worth reporting"
+            )
+    return rows
+
+
+def _layers(
+    stored: StoredModel,
+    options: BenchOptions,
+    dtype: torch.dtype,
+    device: torch.device,
+    limits: floor.MachineLimits | None,
+) -> list[dict[str, Any]]:
+    if device.type == "cpu":
+        from finepruning.bench.layers import layer_rows
+
+        return [row for batch in options.batches for row in layer_rows(stored, batch, limits)]
+    from finepruning.bench.cuda_linear import linear_rows
+
+    return [
+        {**row, "name": node.name}
+        for batch in options.batches
+        for node in stored.graph.nodes
+        if node.op == "linear" and isinstance(weight := stored.tensors[node.weight or ""], CSR)
+        for row in linear_rows(weight, batch, dtype, device, options.seconds)
+    ]
 
 
 def check(options: BenchOptions) -> tuple[torch.device, torch.dtype, list[Peer]]:
@@ -150,11 +208,16 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def model_density(model: SparseModel) -> float:
-    """Stored weights over all weights of the layers that have them."""
-    reports = [r for r in model.plan(1) if r.nnz is not None and r.size]
-    size = sum(r.size or 0 for r in reports)
-    return sum(r.nnz or 0 for r in reports) / size if size else 1.0
+def model_density(stored: StoredModel) -> float:
+    """Nonzero weights over all weights of the layers that have them."""
+    kept = size = 0
+    for name in {node.weight for node in stored.graph.nodes if node.op in ("conv2d", "linear")}:
+        weight = stored.tensors[name or ""]
+        if isinstance(weight, CSR):
+            kept, size = kept + weight.nnz, size + weight.rows * weight.columns
+        else:
+            kept, size = kept + int(weight.count_nonzero()), size + weight.numel()
+    return kept / size if size else 1.0
 
 
 def _rows(
@@ -197,7 +260,7 @@ def _rows(
             else:
                 row["skipped"] = f"outputs differ from the float32 reference by {error:.2g}"
         say(f"batch {batch}: timing")
-        timings = interleave(calls, stopwatch=stopwatch_for(device), seconds=options.seconds)
+        timings = interleave(calls, stopwatch=HostStopwatch(), seconds=options.seconds)
     for row in rows:
         row.update(_times(timings.get(row["peer"])))
     sparse = {peer.name for peer in peers if peer.sparse}

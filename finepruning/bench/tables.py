@@ -23,22 +23,27 @@ def show_bench(result: dict[str, Any], console: Console) -> None:
         soft_wrap=True,
     )
     rows: list[Row] = []
+    cold = any("cold_ms" in row for row in result["rows"])  # measured on GPUs only
     previous = None
     for row in result["rows"]:
         if previous not in (None, row["batch"]):
             rows.append(SEPARATOR)
-        rows.append(_bench_row(row, first=row["batch"] != previous))
+        rows.append(_bench_row(row, row["batch"] != previous, cold))
         previous = row["batch"]
     print_table(
         console,
-        ("batch", "runtime", "median ms", "p20 - p80", "vs best dense", "weights", "peak memory", "error"),
+        (
+            *("batch", "runtime", "median ms", *(["cold ms"] if cold else []), "p20 - p80"),
+            *("vs best dense", "weights", "peak memory", "error"),
+        ),
         rows,
         left=("runtime",),
         optional=("error", "p20 - p80", "peak memory"),
     )
     for row in result["rows"]:
-        if "skipped" in row:
-            console.print(f"batch {row['batch']}, {row['peer']}: not timed, {row['skipped']}", soft_wrap=True)
+        reason = row.get("skipped", row.get("error"))
+        if reason is not None:
+            console.print(f"batch {row['batch']}, {row['peer']}: not timed, {reason}", soft_wrap=True)
     for row in result["rows"]:
         if row.get("floor_ms"):
             share = row["floor_ms"] / row["median_ms"]
@@ -49,18 +54,19 @@ def show_bench(result: dict[str, Any], console: Console) -> None:
             )
 
 
-def _bench_row(row: dict[str, Any], first: bool) -> tuple[str | Text, ...]:
+def _bench_row(row: dict[str, Any], first: bool, cold: bool) -> tuple[str | Text, ...]:
     ours = row["peer"] == OURS
     timed = row["median_ms"] is not None
     return (
         str(row["batch"]) if first else "",
         Text(row["peer"], style="bold") if ours else row["peer"],
         _ms(row["median_ms"]),
+        *([_ms(row.get("cold_ms"))] if cold else []),
         f"{_ms(row['p20_ms'])} - {_ms(row['p80_ms'])}" if timed else "-",
         _ratio(row["speedup"]) if "speedup" in row else "",
-        size_text(row["weight_bytes"]),
-        size_text(row["peak_bytes"]),
-        f"{row['relative_error']:.0e}",
+        size_text(row.get("weight_bytes")),
+        size_text(row.get("peak_bytes")),
+        f"{row['relative_error']:.0e}" if "relative_error" in row else "-",
     )
 
 

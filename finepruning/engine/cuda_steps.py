@@ -20,11 +20,7 @@ from finepruning.engine.activations import ACTIVATIONS
 from finepruning.engine.cuda_choice import Choice
 from finepruning.engine.cuda_layout import Placement
 from finepruning.engine.plan import Step
-from finepruning.kernels.conv2d import sparse_conv2d
-from finepruning.kernels.elementwise import elementwise
-from finepruning.kernels.expand import expand
-from finepruning.kernels.linear import sparse_linear
-from finepruning.kernels.pool import pool2d
+from finepruning.kernels.table import KERNELS, linear_kernel
 from finepruning.sparse import aten
 from finepruning.sparse.csr import CSR
 
@@ -56,7 +52,7 @@ class Built:
     launch: Launch
     kernel: str
     weight: cuda_weights.Packed | cuda_weights.Dense | None = None
-    bias: Tensor | None = None
+    bias: cuda_weights.Dense | None = None
 
     @property
     def nbytes(self) -> int:
@@ -87,11 +83,11 @@ def build(step: Step, choice: Choice | None, context: Context) -> Built:
     }
     halo = context.placed[step.output].halo
     if step.op in ("max_pool2d", "avg_pool2d") and mapped and step.residual is None:
-        return Built(_pool(step, inputs[0], y, halo), "triton pool2d")
+        return Built(_pool(step, inputs[0], y, halo), f"triton {step.op}")
     if step.op in ("add", "mul", "identity") and mapped:
         operation = "copy" if step.op == "identity" else step.op
         b = inputs[1] if len(inputs) > 1 else None
-        launch = functools.partial(elementwise, operation, inputs[0], y, b=b, halo=halo, **finish)
+        launch = functools.partial(KERNELS[operation].launch, inputs[0], y, b=b, halo=halo, **finish)
         return Built(launch, f"triton {operation}")
     if step.op == "concat" and mapped and step.attrs["dim"] % y.dim() == 1 and step.residual is None:
         return Built(_concat(inputs, y, halo, step.activation), "triton copy")
@@ -112,10 +108,10 @@ def _store(step: Step, compute: Callable[[], Tensor], context: Context, bias: Te
     activation = step.activation
     if y.dim() in (2, 4) and y.is_floating_point():
         shift = None if bias is None else bias.view(1, -1, *[1] * (y.dim() - 2))
-        operation = "copy" if shift is None else "add"
+        kernel = KERNELS["copy" if shift is None else "add"]
 
         def finish() -> None:
-            elementwise(operation, compute(), y, b=shift, residual=residual, activation=activation, halo=halo)
+            kernel.launch(compute(), y, b=shift, residual=residual, activation=activation, halo=halo)
 
         return finish
 
@@ -138,16 +134,10 @@ def _pool(step: Step, x: Tensor, y: Tensor, halo: int) -> Launch:
         "halo": halo,
     }
     if step.op == "max_pool2d":
-        return functools.partial(pool2d, "max", x, y, dilation=tuple(attrs["dilation"]), **common)
-    return functools.partial(
-        pool2d,
-        "avg",
-        x,
-        y,
-        count_include_pad=attrs["count_include_pad"],
-        divisor_override=attrs["divisor_override"],
-        **common,
-    )
+        common["dilation"] = tuple(attrs["dilation"])
+    else:
+        common |= {name: attrs[name] for name in ("count_include_pad", "divisor_override")}
+    return functools.partial(KERNELS[step.op].launch, x, y, **common)
 
 
 def _concat(inputs: list[Tensor], y: Tensor, halo: int, activation: str | None) -> Launch:
@@ -156,7 +146,7 @@ def _concat(inputs: list[Tensor], y: Tensor, halo: int, activation: str | None) 
 
     def launch() -> None:
         for x, part in parts:
-            elementwise("copy", x, part, activation=activation, halo=halo)
+            KERNELS["copy"].launch(x, part, activation=activation, halo=halo)
 
     return launch
 
@@ -164,14 +154,15 @@ def _concat(inputs: list[Tensor], y: Tensor, halo: int, activation: str | None) 
 def _weighted(step: Step, choice: Choice | None, context: Context) -> Built:
     assert step.weight is not None
     x, y = context.values[step.inputs[0]], context.values[step.output]
-    bias = None if step.bias is None else step.bias.detach().to(context.device, y.dtype)
+    shift = None if step.bias is None else cuda_weights.dense(step.bias, y.dtype, context.device)
+    bias = None if shift is None else shift.tensor
     convolution = step.op == "conv2d"
     geometry = _geometry(step) if convolution else {}
     method = "dense" if choice is None else choice.method
     if method == "sparse":
         assert isinstance(step.weight, CSR)
         weight = cuda_weights.packed(step.weight, y.dtype, context.device)
-        finish = {
+        finish: dict[str, Any] = {
             "bias": bias,
             "residual": None if step.residual is None else context.values[step.residual],
             "activation": step.activation,
@@ -179,13 +170,12 @@ def _weighted(step: Step, choice: Choice | None, context: Context) -> Built:
         if convolution:
             halo = context.placed[step.output].halo
             kernel = tuple(step.weight.shape[2:])
-            launch = functools.partial(
-                sparse_conv2d, x, weight.ell, y, kernel=kernel, halo=halo, **geometry, **finish
-            )
-            return Built(launch, "triton sparse_conv2d", weight, bias)
-        return Built(
-            functools.partial(sparse_linear, x, weight.ell, y, **finish), "triton sparse_linear", weight, bias
-        )
+            found = KERNELS["sparse_conv2d"]
+            finish |= {"kernel": kernel, "halo": halo, **geometry}
+        else:
+            found = linear_kernel(y.shape[0])
+        launch = functools.partial(found.launch, x, weight.ell, y, **finish)
+        return Built(launch, f"triton {found.name}", weight, shift)
     if method == "expand":
         assert isinstance(step.weight, CSR)
         weight = cuda_weights.packed(step.weight, y.dtype, context.device)
@@ -194,16 +184,19 @@ def _weighted(step: Step, choice: Choice | None, context: Context) -> Built:
             compute = _expanded_convolution(
                 x, weight, scratch, step.weight.shape, geometry, context.dense_order
             )
-            return Built(_store(step, compute, context, bias), "triton expand + cudnn", weight, bias)
+            return Built(_store(step, compute, context, bias), "triton expand + cudnn", weight, shift)
         compute = _expanded_linear(x, weight, scratch, bias)
-        return Built(_store(step, compute, context), "triton expand + cublas", weight, bias)
+        return Built(_store(step, compute, context), "triton expand + cublas", weight, shift)
     order = context.dense_order if convolution else "contiguous"
     resident = cuda_weights.dense(step.weight, y.dtype, context.device, order)
     if convolution:
         compute = functools.partial(_convolve, x, resident.tensor, geometry, order)
-        return Built(_store(step, compute, context, bias), "cudnn", resident, bias)
+        return Built(_store(step, compute, context, bias), "cudnn", resident, shift)
     return Built(
-        _store(step, functools.partial(F.linear, x, resident.tensor, bias), context), "cublas", resident, bias
+        _store(step, functools.partial(F.linear, x, resident.tensor, bias), context),
+        "cublas",
+        resident,
+        shift,
     )
 
 
@@ -235,7 +228,7 @@ def _expanded_convolution(
         filters = scratch.view(shape)
 
     def compute() -> Tensor:
-        expand(weight.ell, matrix, kernel=(kernel_h, kernel_w), channels_last=last)
+        KERNELS["expand"].launch(weight.ell, matrix, kernel=(kernel_h, kernel_w), channels_last=last)
         return _convolve(x, filters, geometry, order)
 
     return compute
@@ -252,7 +245,7 @@ def _expanded_linear(
         for first in range(0, rows, block):
             count = min(block, rows - first)
             matrix = scratch[: count * columns].view(count, columns)
-            expand(weight.ell, matrix, first_row=first)
+            KERNELS["expand"].launch(weight.ell, matrix, first_row=first)
             parts.append(F.linear(x, matrix, None if bias is None else bias[first : first + count]))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 

@@ -55,6 +55,7 @@ class SparseModel(nn.Module):
         self._executors: OrderedDict[int, Executor] = OrderedDict()
         self._building: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
+        self._pads: bool | None = None  # whether batches may be padded; None: not known yet
 
     @classmethod
     def from_pretrained(
@@ -167,7 +168,7 @@ class SparseModel(nn.Module):
         if type(batch) is not int or batch < 1:
             raise ArgumentError(f"batch must be an integer of at least 1, not {batch!r}")
         executor = self._executor(batch)
-        return PlanReport(executor.report(), batch, str(self.device), executor.arena_bytes)
+        return PlanReport(executor.report(), self._recorded(batch), str(self.device), executor.arena_bytes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch.
@@ -216,6 +217,7 @@ class SparseModel(nn.Module):
 
     def _executor(self, batch: int) -> Executor:
         """The executor for a batch size, made once however many threads ask for it."""
+        batch = self._recorded(batch)
         with self._lock:
             executor = self._executors.get(batch)
             if executor is not None:
@@ -236,6 +238,16 @@ class SparseModel(nn.Module):
 
     def _plan(self, batch: int) -> Plan:
         return fuse(self._stored.graph, self._stored.tensors, batch, self.input_dtype)
+
+    def _recorded(self, batch: int) -> int:
+        """The batch size of the plan for ``batch`` images: itself, or on a GPU its bucket."""
+        if self.device.type != "cuda":
+            return batch
+        from finepruning.engine.cuda_batch import bucket, pads
+
+        if self._pads is None:  # batch 2 tells a batch dimension from one of size 1
+            self._pads = pads(self._plan(2))
+        return bucket(batch) if self._pads else batch
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseModel:
         device, dtype = self.device, self.dtype
@@ -266,9 +278,7 @@ class SparseModel(nn.Module):
         return f"input {shape}, {count} operations, {len(weights)} sparse layers{density}"
 
 
-def make_executor(
-    plan: Plan, device: torch.device, replan: Callable[[int], Plan] | None = None
-) -> Executor:
+def make_executor(plan: Plan, device: torch.device, replan: Callable[[int], Plan] | None = None) -> Executor:
     """The device's executor for a plan, which is checked first.
 
     ``replan`` gives the same plan for another batch size, which lets a large batch run in chunks.

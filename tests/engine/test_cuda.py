@@ -12,6 +12,8 @@ if not torch.cuda.is_available():
     # Before the first import of a kernel; see tests/kernels/conftest.py.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from finepruning.kernels.table import KERNELS
+
 from finepruning.engine import cuda_choice
 from finepruning.engine.capture import capture
 from finepruning.engine.cuda import CudaExecutor
@@ -69,11 +71,60 @@ class _Residual(nn.Module):
         return torch.log_softmax(self.head(torch.flatten(x, 1)), 1)
 
 
-NETWORKS = {"alexnet-like": (_alexnet_like, (3, 21, 19)), "residual": (_Residual, (3, 8, 7))}
+class _Fire(nn.Module):
+    """SqueezeNet: two fire modules, ceil-mode pooling, a convolution as classifier, global average."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2)
+        self.squeeze = nn.ModuleList([nn.Conv2d(8, 3, 1), nn.Conv2d(10, 4, 1)])
+        self.one = nn.ModuleList([nn.Conv2d(3, 5, 1), nn.Conv2d(4, 6, 1)])
+        self.three = nn.ModuleList([nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)])
+        self.classifier = nn.Conv2d(12, 7, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        for squeeze, one, three in zip(self.squeeze, self.one, self.three, strict=True):
+            x = nn.functional.max_pool2d(x, 3, 2, ceil_mode=True)
+            x = torch.relu(squeeze(x))
+            x = torch.cat([torch.relu(one(x)), torch.relu(three(x))], 1)
+        x = torch.relu(self.classifier(x))
+        return torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)
+
+
+class _Inverted(nn.Module):
+    """MobileNet: expand, depthwise, squeeze-and-excite, project; batch norms, ReLU6 and hard swish."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.Hardswish())
+        self.expand = nn.Sequential(nn.Conv2d(6, 12, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU6())
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(12, 12, 5, 1, 2, groups=12, bias=False), nn.BatchNorm2d(12), nn.Hardswish()
+        )
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(12, 4, 1), nn.ReLU(), nn.Conv2d(4, 12, 1), nn.Hardsigmoid()
+        )
+        self.project = nn.Sequential(nn.Conv2d(12, 6, 1, bias=False), nn.BatchNorm2d(6))
+        self.head = nn.Sequential(nn.Linear(6, 9), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(9, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.depthwise(self.expand(x))
+        x = x + self.project(y * self.gate(y))
+        return self.head(x.mean((2, 3)))
+
+
+NETWORKS = {
+    "alexnet-like": (_alexnet_like, (3, 21, 19)),
+    "residual": (_Residual, (3, 8, 7)),
+    "squeezenet-like": (_Fire, (3, 17, 15)),
+    "mobilenet-like": (_Inverted, (3, 9, 11)),
+}
 
 
 def _names(plan):
-    return [layer.name for layer in cuda_choice.layers(plan, tf32=False)]
+    return [layer.name for layer in cuda_choice.layers(plan)]
 
 
 def _compare(plan, methods, tolerance=1e-4):
@@ -122,3 +173,30 @@ def test_16_bit(dtype, tolerance, method):
     make, shape = NETWORKS["residual"]
     plan = _plan(_pruned(make()), (2, *shape), dtype)
     _compare(plan, dict.fromkeys(_names(plan), method), tolerance)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_memory_is_written_before_it_is_read(network, monkeypatch):
+    """The arena starts as NaN, and two calls give the same result: no step relies on what was there."""
+    make, shape = NETWORKS[network]
+    plan = _plan(_pruned(make()), (3, *shape))
+    real = torch.empty
+
+    def poisoned(*size, **options):
+        made = real(*size, **options)
+        return made.fill_(0xFF) if made.dtype is torch.uint8 else made
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "empty", poisoned)
+        executor = _compare(plan, dict.fromkeys(_names(plan), "sparse"))
+    x = torch.randn(plan.values[plan.input].shape).to(DEVICE)
+    assert torch.equal(executor(x), executor(x))
+    # Only kernels of the table, libraries and PyTorch run; what may stay out of the table is listed here.
+    known = {f"triton {name}" for name in KERNELS} | {"triton expand + cudnn", "triton expand + cublas"}
+    assert {row.kernel for row in executor.report()} <= known | {"cudnn", "cublas", "aten", "view"}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_what_the_planner_chooses_itself(network):
+    make, shape = NETWORKS[network]
+    _compare(_plan(_pruned(make(), 0.1), (2, *shape)), {})

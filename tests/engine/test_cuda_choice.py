@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 import torch
 
-from finepruning.engine.cuda_choice import H200, Choice, Layer, choose, seconds
+from finepruning.engine.cuda_choice import Choice, Layer, choose
 from finepruning.engine.cuda_layout import Placement, arena, placements
+from finepruning.engine.cuda_roofline import H200, seconds
 from finepruning.engine.plan import Plan, Step, Value
 from finepruning.sparse.csr import CSR
 
@@ -107,6 +109,63 @@ def test_values_that_live_together_do_not_overlap():
     spans = sorted((offsets[name], offsets[name] + size[name]) for name in size)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
     assert spans[-1][1] <= total
+
+
+def _network(generator: random.Random) -> Plan:
+    """A random graph of convolutions, additions, views and scratch users over values that live long."""
+    csr = CSR.from_dense(torch.ones(4, 4, 3, 3))
+    geometry = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    values, steps = ["x"], []
+    shapes: dict[str, tuple[int, ...]] = {"x": (2, 4, 5, 5)}
+    for index in range(generator.randint(3, 14)):
+        maps = [name for name in values if len(shapes[name]) == 4]
+        name, source = f"v{index}", generator.choice(maps)
+        kind = generator.choice(["conv2d", "conv2d", "add", "view", "identity"])
+        shapes[name] = (2, 100) if kind == "view" else (2, 4, 5, 5)
+        if kind == "conv2d":
+            residual = generator.choice([None, generator.choice(maps)])
+            steps.append(Step(name, kind, (source,), name, geometry, csr, residual=residual))
+        else:
+            inputs = (source, generator.choice(maps)) if kind == "add" else (source,)
+            steps.append(Step(name, kind, inputs, name, {"shape": (2, 100)} if kind == "view" else {}))
+        values.append(name)
+    return Plan(tuple(steps), {name: Value(name, shape) for name, shape in shapes.items()}, "x", values[-1])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_step_writes_over_what_a_later_one_reads(seed):
+    """Executes the memory plan symbolically: every byte knows which value wrote it last."""
+    generator = random.Random(seed)
+    plan = _network(generator)
+    methods = {s.name: Choice(generator.choice(["sparse", "expand", "dense"]), {}) for s in plan.steps}
+    choices = {s.name: methods[s.name] for s in plan.steps if s.op == "conv2d"}
+    placed = placements(plan, choices, generator.choice(["contiguous", "channels_last"]))
+    scratch = {name: 576 for name, choice in choices.items() if choice.method == "expand"}
+    offsets, total = arena(plan, placed, scratch)
+    owner = ["nothing"] * total
+
+    def span(name: str, size: int) -> slice:
+        assert offsets[name] % 16 == 0
+        assert offsets[name] + size <= total
+        return slice(offsets[name], offsets[name] + size)
+
+    def holder(name: str) -> str:
+        return placed[name].source or name
+
+    for step in plan.steps:
+        if step.name in scratch:
+            owner[span(f"scratch:{step.name}", 576)] = ["scratch"] * 576
+        result = holder(step.output)
+        size = placed[result].numel * 4
+        if result == step.output:
+            owner[span(result, size)] = [result] * size
+        for name in (*step.inputs, *([step.residual] if step.residual else []), step.output):
+            if holder(name) != plan.input:
+                size = placed[holder(name)].numel * 4
+                assert set(owner[span(holder(name), size)]) == {holder(name)}
+    last = holder(plan.output)
+    if last != plan.input:
+        assert set(owner[span(last, placed[last].numel * 4)]) == {last}
 
 
 @pytest.mark.parametrize("order", ["contiguous", "channels_last", "batch_innermost"])

@@ -1,0 +1,34 @@
+"""Batch buckets: which batch size is recorded for a batch of images.
+
+A CUDA graph fits one batch size. Sizes are rounded up to a bucket and padded, so that a service with any
+batch from 1 to 256 needs 19 graphs, not 256. From 8 on buckets are multiples of 8: with images innermost
+in memory, odd batches would break 16-byte reads, so a padded batch of 24 is hardly slower than one of 17.
+"""
+
+from __future__ import annotations
+
+from finepruning.engine.plan import Plan
+
+
+def bucket(batch: int) -> int:
+    """The smallest bucket that holds ``batch`` images: 1, 2, 4, 8, then at most a quarter of padding.
+
+    Above 32 there are four buckets from one power of two to the next; 8, 16, 24 and 32 below.
+    """
+    if batch <= 8:
+        return 1 << (batch - 1).bit_length()
+    step = max(8, 1 << ((batch - 1).bit_length() - 3))
+    return -(-batch // step) * step
+
+
+def pads(plan: Plan) -> bool:
+    """Whether rows of the plan's result depend on the same row of its input alone.
+
+    True only where that is certain: no ATen operation, no concatenation of batches, and the batch first
+    in every value.
+    """
+    return all(
+        step.op != "aten" and not (step.op == "concat" and step.attrs["dim"] in (0, -len(value.shape)))
+        for step in plan.steps
+        for value in (plan.values[step.output],)
+    ) and all(len(value.shape) > 1 and value.shape[0] == plan.batch for value in plan.values.values())

@@ -1,0 +1,181 @@
+"""Compile for sm_90, without a GPU, exactly what the kernels' launch functions would launch there.
+
+Triton gets a driver that names an sm_90 target and nothing else, and every launch only compiles: argument
+types, alignments and constants are those that the launch function passes for real tensors. Run as a
+program (the tests' own process has the interpreter switched on) it prints what the tests check, as JSON;
+with arguments NETWORK BATCH DTYPE it does so for every launch of a torchvision network.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+
+import torch
+from finepruning.kernels import common, layout
+from finepruning.kernels.sliced_ell import pack
+from finepruning.kernels.table import KERNELS
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from finepruning.sparse.csr import CSR
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_launched = []
+
+
+class OfflineDriver:
+    """What the compiler asks of a driver."""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def switch_on():
+    driver.set_active(OfflineDriver())
+    run = JITFunction.run
+
+    def compile_only(self, *arguments, grid, warmup, **options):
+        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        assert len(grid) == 1 or max(grid[1:]) < 65536, grid
+        assert grid[0] < 2**31, grid
+        _launched.append((self.fn.__name__, kernel))
+        return kernel
+
+    JITFunction.run = compile_only
+
+
+def launched():
+    """(function name, compiled kernel) of every launch since the last call."""
+    result = list(_launched)
+    _launched.clear()
+    return result
+
+
+def facts(kernel):
+    """Memory accesses in the PTX, and registers and spilled bytes that the assembler reports."""
+    ptx = kernel.asm["ptx"]
+    assembler = get_ptxas(90)
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        program = getattr(assembler, "path", assembler)
+        command = [program, "-v", "--gpu-name=sm_90a", file.name, "-o", "/dev/null"]
+        info = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return {
+        "loads": sorted(set(re.findall(r"ld\.global[\w.:]*", ptx))),
+        "stores": sorted(set(re.findall(r"st\.global[\w.:]*", ptx))),
+        "tensor_cores": bool(re.search(r"\b(wgmma|mma)\.", ptx)),
+        "float64": ".f64" in ptx,
+        "spilled_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", info)),
+        "registers": int(re.findall(r"Used (\d+) registers", info)[0]),
+    }
+
+
+def weight(rows, columns, density, dtype, **options):
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(rows, columns, generator=generator)
+    csr = CSR.from_dense(dense * (torch.rand(rows, columns, generator=generator) < density))
+    return pack(csr.values, csr.col, csr.rowptr, columns, dtype=dtype, **options)
+
+
+def empty(*shape, dtype, halo=0):
+    return layout.empty(shape, halo, dtype=dtype)
+
+
+def launches(dtype):
+    """name of the kernel (and what is special) -> launch at the shapes of real networks."""
+    fc = weight(16, 9216, 0.1, dtype, alignment=8)
+    conv = weight(16, 256 * 9, 0.1, dtype)
+    bias = torch.empty(16, dtype=dtype)
+    result = {}
+
+    def linear(batch):
+        x, y = empty(batch, 9216, dtype=dtype), empty(batch, 16, dtype=dtype)
+        KERNELS["spmv" if batch == 1 else "spmm"].launch(x, fc, y, bias=bias, residual=y, activation="relu")
+
+    def convolution(batch, size, limit=common.MAX_OFFSET):
+        x = empty(batch, 256, size, size, dtype=dtype, halo=1)
+        y = empty(batch, 16, size, size, dtype=dtype, halo=1)
+        before, common.MAX_OFFSET = common.MAX_OFFSET, limit
+        KERNELS["sparse_conv2d"].launch(
+            x, conv, y, kernel=(3, 3), padding=(1, 1), bias=bias, residual=y, activation="relu", halo=1
+        )
+        common.MAX_OFFSET = before
+
+    result["spmv"] = lambda: linear(1)
+    result["spmm batch 8"] = lambda: linear(8)
+    result["spmm batch 64"] = lambda: linear(64)
+    result["sparse_conv2d batch 1"] = lambda: convolution(1, 14)
+    result["sparse_conv2d batch 8"] = lambda: convolution(8, 14)
+    result["sparse_conv2d batch 64"] = lambda: convolution(64, 7)
+    result["sparse_conv2d batch 64, 64-bit offsets"] = lambda: convolution(64, 7, 0)
+    result["expand convolution"] = lambda: KERNELS["expand"].launch(
+        conv, torch.empty(16, 2304, dtype=dtype), kernel=(3, 3), channels_last=True
+    )
+    result["expand linear"] = lambda: KERNELS["expand"].launch(fc, torch.empty(16, 9216, dtype=dtype))
+    a, y = empty(64, 16, 14, 14, dtype=dtype), empty(64, 16, 14, 14, dtype=dtype, halo=1)
+    last = torch.empty(64, 16, 14, 14, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    result["copy batch 64"] = lambda: KERNELS["copy"].launch(a, y, halo=1)
+    result["copy from channels_last"] = lambda: KERNELS["copy"].launch(last, y, halo=1)
+    result["add channels_last"] = lambda: KERNELS["add"].launch(
+        last, last, b=bias.view(1, -1, 1, 1), residual=last, activation="relu"
+    )
+    result["mul batch 64"] = lambda: KERNELS["mul"].launch(a, y, b=a, halo=1)
+    half = empty(64, 16, 7, 7, dtype=dtype, halo=1)
+    pool = {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "halo": 1}
+    result["max_pool2d batch 64"] = lambda: KERNELS["max_pool2d"].launch(a, half, **pool)
+    result["avg_pool2d batch 64"] = lambda: KERNELS["avg_pool2d"].launch(a, half, **pool)
+    return result
+
+
+def network_launches(name, batch, dtype, size=64):
+    """Facts about every different kernel that a pruned torchvision network launches; one dictionary each."""
+    from finepruning import models
+    from finepruning.bench.networks import prune_uniform
+    from finepruning.engine import cuda_choice, cuda_program, cuda_roofline
+    from finepruning.engine.capture import capture
+    from finepruning.engine.fuse import fuse
+
+    network = models.create(name, 10, "none", 0).module
+    prune_uniform(network, 0.1)
+    graph, tensors = capture(network.eval(), (3, size, size), dtype)
+    plan = fuse(graph, tensors, batch, dtype)
+    candidates = cuda_choice.layers(plan)
+    times = {layer.name: cuda_roofline.seconds(layer, cuda_roofline.H200) for layer in candidates}
+    choices = cuda_choice.choose(candidates, times)
+    layout = cuda_program.lay_out(plan, choices, "channels_last")
+    launched()
+    with torch.no_grad():
+        cuda_program.Program(plan, choices, layout, torch.device("cpu")).run()
+    return {f"{function} {kernel.hash}": facts(kernel) for function, kernel in launched()}
+
+
+def main():
+    switch_on()
+    if sys.argv[1:]:
+        name, batch, dtype = sys.argv[1:]
+        print(json.dumps(network_launches(name, int(batch), DTYPES[dtype])))
+        return
+    result = {}
+    for dtype_name, dtype in DTYPES.items():
+        for name, launch in launches(dtype).items():
+            launch()
+            ((_, kernel),) = launched()
+            result[f"{name} {dtype_name}"] = facts(kernel)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
