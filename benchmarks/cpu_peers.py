@@ -1,6 +1,6 @@
 """Pruned networks on the CPU against the dense runtimes: the table, and benchmarks/results/cpu_peers.json.
 
-    python benchmarks/cpu_peers.py [--networks alexnet,vgg16] [--patterns FOLDER] [--out FILE]
+    python benchmarks/cpu_peers.py [--networks alexnet,vgg16] [--patterns FOLDER] [--deepsparse PYTHON]
 
 FOLDER may hold `resnet50_magnitude_*.npz` (which weights of a ResNet-50 magnitude pruning kept: `NAME|shape`,
 `NAME|rowptr`, `NAME|col`, rows = output channels, columns in kh, kw, ic order) and
@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,12 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from finepruning import SparseModel, models
 from finepruning.bench import BenchOptions, bench
 from finepruning.bench.networks import prune_random
+from finepruning.bench.peers import PEERS, Call, Peer
 from finepruning.bench.tables import show_bench
+from finepruning.bench.twin import DenseTwin
 from finepruning.pruning import prunable_layers
 
 NETWORKS = ("alexnet", "vgg16", "resnet50")
@@ -100,10 +104,58 @@ def single_layer(name: str, weight: np.ndarray[Any, np.dtype[np.float32]]) -> Sp
     )
 
 
+class DeepSparse:
+    """A sparse runtime in an environment of its own; `deepsparse_worker.py` is the other end of the pipe.
+
+    A call's time includes a round trip through the pipe, about 0.05 ms.
+    """
+
+    def __init__(self, python: Path) -> None:
+        self._python = python
+        self._worker: subprocess.Popen[str] | None = None
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker.wait()
+        self._worker = None
+
+    def prepare(self, twin: DenseTwin, threads: int) -> Call:
+        """Start a worker for the twin's batch; the one before it ends."""
+        self.close()
+        given, result = twin.folder / "input.npy", twin.folder / "output.npy"
+        np.save(given, twin.example.numpy())
+        script = Path(__file__).with_name("deepsparse_worker.py")
+        self._worker = worker = subprocess.Popen(
+            [str(self._python), str(script), str(twin.onnx()), str(given), str(result), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "NM_DISABLE_ANALYTICS": "1"},
+        )
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        write, read = worker.stdin, worker.stdout
+        while (line := read.readline()) != "ready\n":
+            if not line:
+                raise SystemExit("deepsparse_worker.py ended; its message stands above")
+        output = torch.from_numpy(np.load(result))
+
+        def call(x: Tensor) -> Tensor:
+            write.write("run\n")
+            write.flush()
+            if read.readline() != "done\n":
+                raise SystemExit("deepsparse_worker.py ended; its message stands above")
+            return output
+
+        return call
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--networks", default=",".join(NETWORKS), help="torchvision classifiers, by commas")
     parser.add_argument("--patterns", type=Path, help="folder with real sparsity patterns")
+    parser.add_argument("--deepsparse", type=Path, help="interpreter of an environment with DeepSparse")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds wanted a row")
     parser.add_argument("--compile", action="store_true", help="also torch.compile")
@@ -116,7 +168,10 @@ def main() -> None:
         *(["torch_compile"] * arguments.compile),
         "onnxruntime",
         "openvino",
+        *(["deepsparse"] * (arguments.deepsparse is not None)),
     )
+    deepsparse = DeepSparse(arguments.deepsparse or Path("python"))
+    PEERS["deepsparse"] = Peer("deepsparse", deepsparse.prepare, None, ("cpu",), (torch.float32,), True, True)
     options = BenchOptions(
         batches=BATCHES,
         threads=arguments.threads,
@@ -133,15 +188,31 @@ def main() -> None:
         show_bench(results[-1], console)
         console.print()
         store(results, arguments.out)
-    rows = [row for result in results for row in result["rows"] if "speedup" in row]
-    uniform = [
-        row["speedup"] for row in rows if row["network"].startswith(tuple(arguments.networks.split(",")))
-    ]
-    console.print(
-        f"geometric mean against the best dense runtime over {len(uniform)} rows: "
-        f"{math.exp(sum(map(math.log, uniform)) / len(uniform)):.2f}x; slowest {min(uniform):.2f}x"
-    )
+    deepsparse.close()
+    uniform = [result for result in results if result["network"].rpartition("-")[0] in NETWORKS]
+    for peers, title in (
+        (set(names) - {"deepsparse"}, "the best dense runtime"),
+        ({"deepsparse"}, "DeepSparse"),
+    ):
+        ratios = [ratio for result in uniform for ratio in speedups(result, peers)]
+        if ratios:
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            console.print(
+                f"against {title}: geometric mean {mean:.2f}x over {len(ratios)} rows, "
+                f"lowest {min(ratios):.2f}x"
+            )
     console.print(f"stored in {arguments.out}")
+
+
+def speedups(result: dict[str, Any], peers: set[str]) -> list[float]:
+    """Time of the fastest of ``peers`` over ours, for every batch measured."""
+    ratios = []
+    for batch in BATCHES:
+        times = {row["peer"]: row["median_ms"] for row in result["rows"] if row["batch"] == batch}
+        others = [times[peer] for peer in peers if times.get(peer) is not None]
+        if others:
+            ratios.append(min(others) / times["finepruning"])
+    return ratios
 
 
 def store(results: list[dict[str, Any]], path: Path) -> None:

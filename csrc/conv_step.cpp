@@ -40,20 +40,16 @@ class ConvStep final : public NativeStep {
     item /= p.tiles();
     const int64_t group = item % p.shape.groups;
     const int64_t image = item / p.shape.groups;
-    int64_t k0, k1;
-    p.part_rows(group, part, parts, &k0, &k1);
-    if (k0 == k1) return;
+    int64_t first_segment, last_segment;
+    p.part_segments(part, parts, &first_segment, &last_segment);
 
     TileArgs args{};
     args.partial = scratch + p.block_bytes() / 4;
-    args.channels = static_cast<int>(k1 - k0);
     args.input_row = p.unit_columns * kVectorBytes;
     args.columns = p.tile_columns;
     args.low = finish_.low;
     args.high = finish_.high;
-    args.offset = p.offset.data();
-    args.value = p.value.data();
-    const int64_t k = group * p.group_outputs + k0;
+    const int64_t k = group * p.group_outputs;
     args.bias = finish_.bias.empty() ? nullptr : finish_.bias.data() + k;
     const float* source = resolve(source_, frame);
     const int64_t at = place(image, tile, k, &args);
@@ -62,7 +58,12 @@ class ConvStep final : public NativeStep {
 
     for (int64_t b = 0; b < p.block_count(); ++b) {
       args.input = reinterpret_cast<const char*>(gather(source, image, group, tile, b, scratch));
-      args.rowptr = p.rowptr.data() + (group * p.block_count() + b) * p.group_outputs + k0;
+      const PackedConv::Rows rows = p.rows(group, b, first_segment, last_segment);
+      args.order = rows.order;
+      args.count = rows.count;
+      args.offset = rows.offset;
+      args.value = rows.value;
+      args.rows = rows.rows;
       args.first = b == 0;
       args.last = b + 1 == p.block_count();
       p.kernel(args);
@@ -79,7 +80,7 @@ class ConvStep final : public NativeStep {
     const double copy = packed_->copy_share;
     int64_t best = 1;
     double best_time = 0;
-    for (int64_t n = 1; n <= std::min<int64_t>(packed_->group_outputs, 4 * threads); ++n) {
+    for (int64_t n = 1; n <= std::min<int64_t>(packed_->segment_count(), 4 * threads); ++n) {
       const double turns = static_cast<double>((base * n + threads - 1) / threads);
       const double time = turns * (copy + (1.0 - copy) / static_cast<double>(n));
       if (n == 1 || time < best_time * 0.97) {
@@ -144,57 +145,31 @@ class ConvStep final : public NativeStep {
     }
     const bool lanes = p.mapping == Mapping::kLanes;
     const int64_t width = lanes ? kLanes : 1;  // floats of one element
-    const int64_t y = tile / p.tiles_x * p.tile_rows;
-    const int64_t x = tile % p.tiles_x * p.tile_columns * (lanes ? 1 : kLanes);
-    const CopyRow copy = lanes ? p.isa->copy_row_lanes : p.isa->copy_row;
-    const int64_t count = p.unit_columns * (lanes ? 1 : int64_t{kLanes});
-    const float* channels =
-        source + (image * s.channels + group * p.group_channels) * s.height * s.width * width;
-    float* out = scratch;
-    for (int64_t u = first; u < last; ++u) {
-      const Unit& unit = p.units[u];
-      const float* plane = channels + unit.channel * s.height * s.width * width;
-      if (p.mapping == Mapping::kFlat) {
-        gather_run(plane, unit, x, out);
-      } else {
-        for (int64_t r = 0; r < p.unit_rows; ++r) {
-          const int64_t iy = (y + r) * s.stride_h + unit.dy - s.pad_h;
-          float* row = out + r * p.unit_columns * kLanes;
-          if (iy < 0 || iy >= s.height)
-            std::memset(row, 0, static_cast<size_t>(p.unit_columns) * kVectorBytes);
-          else
-            copy(row, plane + iy * s.width * width, x * s.stride_w + unit.dx - s.pad_w, s.stride_w, count,
-                 s.width);
-        }
-      }
-      out += static_cast<int64_t>(p.unit_rows) * p.unit_columns * kLanes;
-    }
+    const int64_t column = tile % p.tiles_x * p.tile_columns;
+    GatherArgs args;
+    args.source = source + (image * s.channels + group * p.group_channels) * s.height * s.width * width;
+    args.out = scratch;
+    args.units = p.units.data() + first;
+    args.count = last - first;
+    args.unit_rows = p.unit_rows;
+    args.unit_columns = p.unit_columns;
+    args.y = tile / p.tiles_x * p.tile_rows;
+    args.x = lanes ? column : column * kLanes;
+    args.height = s.height;
+    args.width = s.width;
+    args.out_height = s.out_height();
+    args.out_width = s.out_width();
+    args.stride_h = s.stride_h;
+    args.stride_w = s.stride_w;
+    args.pad_h = s.pad_h;
+    args.pad_w = s.pad_w;
+    if (lanes)
+      p.isa->gather_lanes_block(args);
+    else if (p.mapping == Mapping::kRows)
+      p.isa->gather_rows_block(args);
+    else
+      p.isa->gather_flat_block(args);
     return scratch;
-  }
-
-  // Output positions [q, q + tile) of the flattened map, read through one tap.
-  void gather_run(const float* plane, const Unit& unit, int64_t q, float* out) const {
-    const PackedConv& p = *packed_;
-    const ConvShape& s = p.shape;
-    const int64_t ow = s.out_width(), size = s.out_height() * ow;
-    const int64_t count = p.tile_columns * int64_t{kLanes};
-    const bool pointwise = s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0 &&
-                           s.width == ow && s.height * s.width == size;
-    if (pointwise) return p.isa->copy_row(out, plane, q, 1, count, size);
-    const int64_t end = std::min(q + count, size);
-    float* to = out;
-    while (q < end) {
-      const int64_t oy = q / ow, ox = q % ow, run = std::min(ow - ox, end - q);
-      const int64_t iy = oy * s.stride_h + unit.dy - s.pad_h;
-      if (iy < 0 || iy >= s.height)
-        std::memset(to, 0, static_cast<size_t>(run) * 4);
-      else
-        p.isa->copy_row(to, plane + iy * s.width, ox * s.stride_w + unit.dx - s.pad_w, s.stride_w, run,
-                        s.width);
-      to += run;
-      q += run;
-    }
-    std::memset(to, 0, static_cast<size_t>(out + count - to) * 4);
   }
 
   Buffer source_, target_, residual_;

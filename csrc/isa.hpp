@@ -18,14 +18,15 @@ struct TileArgs {
   const char* input;         // packed block, 64-byte aligned
   const uint16_t* offset;    // per nonzero: position in `input` in units of 8 bytes
   const float* value;        // per nonzero
-  const uint32_t* rowptr;    // [channels + 1] into offset and value
-  const float* bias;         // [channels] or null; used by the first block
-  float* partial;            // [channels][tile vectors][16]: sums carried from block to block
+  const uint32_t* order;     // [rows] output channel of every row, relative to `output` and `partial`
+  const uint32_t* count;     // [rows] nonzeros of every row; the rows' nonzeros follow each other
+  const float* bias;         // [channel] or null; used by the first block
+  float* partial;            // [channel][tile vectors][16]: sums carried from block to block
   const float* residual;     // added by the last block, laid out as `output`; or null
   float* output;             // written by the last block
   ptrdiff_t output_channel;  // floats between output channels
   ptrdiff_t output_row;      // floats between rows of the tile
-  int channels;
+  int rows;
   int input_row;                      // bytes between rows of the tile in `input`
   int columns;                        // vectors in a row of the tile
   int rows_used, columns_used, tail;  // what lies inside the map; lanes used of the last column
@@ -39,11 +40,25 @@ struct TileEntry {
   TileKernel run;
 };
 
-// One row of a map read with a step: out[i] = row[start + i * step], zero outside [0, width).
-using CopyRow = void (*)(float* out, const float* row, int64_t start, int64_t step, int64_t count,
-                         int64_t width);
-// The same where every element is a vector of 16 images.
-using CopyRowLanes = CopyRow;
+// The input is cut into units, each a contiguous plane of vectors that all its taps read with one register
+// tile; see Mapping in packed_conv.hpp for what a unit is.
+struct Unit {
+  int32_t channel;  // inside the group
+  int32_t dy, dx;   // input offset of the plane's first element relative to stride * output position
+};
+
+// One block of units to be packed for one tile.
+struct GatherArgs {
+  const float* source;  // first channel of the image (or block of 16 images) and group
+  float* out;           // 64-byte aligned, [units][unit_rows][unit_columns][16]
+  const Unit* units;
+  int64_t count;
+  int unit_rows, unit_columns;
+  int64_t y, x;  // first output position of the tile; under kFlat x counts the flattened map
+  int64_t height, width, out_height, out_width;
+  int64_t stride_h, stride_w, pad_h, pad_w;
+};
+using GatherKernel = void (*)(const GatherArgs&);
 
 struct PoolArgs {
   int64_t height, width, out_height, out_width;
@@ -51,6 +66,14 @@ struct PoolArgs {
   bool maximum, count_include_pad;
   int64_t divisor_override;  // 0: none
 };
+
+// Rows that `pool` combines before it looks at their columns.
+inline constexpr int64_t kPoolRows = 8;
+// Floats of each in scratch: the row between margins, so that no window and no vector of windows is cut.
+inline int64_t pool_row_floats(const PoolArgs& p) {
+  const int64_t windows = (p.out_width + kLanes) * p.stride_w + p.dilation_w * (p.kernel_w - 1) + 2 * kLanes;
+  return windows > p.width + p.pad_w ? windows : p.width + p.pad_w;
+}
 
 enum class Activation : int { kNone, kRelu, kRelu6, kHardswish, kHardsigmoid, kSilu, kSigmoid, kGelu };
 enum class Binary : int { kAdd, kMul };
@@ -60,13 +83,12 @@ struct Isa {
   int vector_floats;
   const TileEntry* tiles;
   int tile_count;
-  CopyRow copy_row;
-  CopyRowLanes copy_row_lanes;
+  GatherKernel gather_rows_block, gather_flat_block, gather_lanes_block;
   // y[r] = clamp(bias[r] + sum value * x[column] + residual[r]) for rows [0, rows)
   void (*gather_rows)(const float* x, const uint16_t* column, const float* value, const uint32_t* rowptr,
                       const float* bias, const float* residual, float* y, int64_t rows, float low,
                       float high);
-  // One plane of a map; `scratch` holds width floats.
+  // One plane of a map; `scratch` holds kPoolRows * pool_row_floats(args).
   void (*pool)(const float* x, float* y, const PoolArgs& args, float* scratch);
   void (*pool_lanes)(const float* x, float* y, const PoolArgs& args);
   // y = activation(a op b) over n floats; b may be null (y = activation(a)).

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int VL = FINEPRUNING_VECTOR_FLOATS;
 constexpr int kParts = kLanes / VL;  // registers that hold 16 lanes
+constexpr int kAhead = 6;            // units between a prefetch and its use
 typedef float V __attribute__((vector_size(VL * 4)));
 typedef float Vu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 typedef V Va __attribute__((may_alias));
@@ -51,6 +52,7 @@ inline void store_lanes(float* p, V v, int n) { n == VL ? storeu(p, v) : store_p
 inline V load_lanes(const float* p, int n) { return n == VL ? loadu(p) : load_part(p, n); }
 #endif
 
+#include "kernels_gather.inl"
 #include "kernels_linear.inl"
 #include "kernels_maps.inl"
 #include "kernels_probe.inl"
@@ -64,8 +66,9 @@ const Isa FINEPRUNING_ISA_TABLE = {
     VL,
     kTiles,
     static_cast<int>(sizeof kTiles / sizeof kTiles[0]),
-    copy_row,
-    copy_row_lanes,
+    gather_rows_block,
+    gather_flat_block,
+    gather_lanes_block,
     gather_rows,
     pool,
     pool_lanes,

@@ -1,45 +1,4 @@
-// Everything around the multiplications: rows copied with a step, pooling, elementwise work, transposes.
-
-void copy_row(float* out, const float* row, int64_t start, int64_t step, int64_t count, int64_t width) {
-  // first <= i < last are the elements inside the row.
-  int64_t first = start >= 0 ? 0 : imin(count, (-start + step - 1) / step);
-  int64_t last = start >= width ? 0 : imin(count, (width - start + step - 1) / step);
-  last = imax(first, last);
-  int64_t i = 0;
-  for (; i < first; ++i) out[i] = 0.0f;
-  if (step == 1) {
-    for (; i + VL <= last; i += VL) storeu(out + i, loadu(row + start + i));
-#ifdef __AVX512F__
-    if (i < last)
-      store_lanes(out + i, load_lanes(row + start + i, static_cast<int>(last - i)),
-                  static_cast<int>(last - i));
-    i = last;
-#endif
-  } else {
-#ifdef __AVX512F__
-    const __m512i index =
-        _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(step)),
-                           _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    for (; i + VL <= last; i += VL)
-      _mm512_storeu_ps(out + i, _mm512_i32gather_ps(index, row + start + i * step, 4));
-#endif
-  }
-  for (; i < last; ++i) out[i] = row[start + i * step];
-#ifdef __AVX512F__
-  for (; i + VL <= count; i += VL) storeu(out + i, V{});
-#endif
-  for (; i < count; ++i) out[i] = 0.0f;
-}
-
-void copy_row_lanes(float* out, const float* row, int64_t start, int64_t step, int64_t count, int64_t width) {
-  int64_t x = start;
-  for (int64_t i = 0; i < count; ++i, x += step) {
-    const bool inside = x >= 0 && x < width;
-#pragma GCC unroll 4
-    for (int h = 0; h < kParts; ++h)
-      store(out + i * kLanes + h * VL, inside ? load(row + x * kLanes + h * VL) : V{});
-  }
-}
+// Pooling, elementwise work and transposes.
 
 // Taps [first, last) of a window that lie inside the map.
 inline void window(int64_t start, int64_t kernel, int64_t dilation, int64_t size, int64_t* first,
@@ -58,6 +17,10 @@ inline float divisor(const PoolArgs& p, int64_t oy, int64_t ox, int64_t inside) 
                             (imin(x + p.kernel_w, p.width + p.pad_w) - x));
 }
 
+// The larger of two; NaN wins, as in torch.
+inline float larger(float a, float b) { return b > a || b != b ? b : a; }
+inline V larger(V a, V b) { return (b > a) | (b != b) ? b : a; }
+
 void pool_lanes(const float* x, float* y, const PoolArgs& p) {
   for (int64_t oy = 0; oy < p.out_height; ++oy) {
     const int64_t iy = oy * p.stride_h - p.pad_h;
@@ -75,7 +38,7 @@ void pool_lanes(const float* x, float* y, const PoolArgs& p) {
           const float* row = x + ((iy + ky * p.dilation_h) * p.width + ix) * kLanes + h * VL;
           for (int64_t kx = x0; kx < x1; ++kx) {
             const V v = load(row + kx * p.dilation_w * kLanes);
-            result = p.maximum ? vmax(result, v) : result + v;
+            result = p.maximum ? larger(result, v) : result + v;
           }
         }
         store(y + (oy * p.out_width + ox) * kLanes + h * VL, p.maximum ? result : result * splat(scale));
@@ -84,41 +47,64 @@ void pool_lanes(const float* x, float* y, const PoolArgs& p) {
   }
 }
 
-// Rows are combined first (vectors along the row), then the columns of the one row that is left.
+// The rows of a window combined into one.
+inline void pool_rows(const float* x, const PoolArgs& p, int64_t oy, float* row) {
+  const float nothing = p.maximum ? -__builtin_inff() : 0.0f;
+  const int64_t iy = oy * p.stride_h - p.pad_h, w = p.width;
+  int64_t y0, y1;
+  window(iy, p.kernel_h, p.dilation_h, p.height, &y0, &y1);
+  int64_t i = 0;
+  for (; i < w; i += VL) {
+    const int n = static_cast<int>(imin(w - i, VL));
+    V v = splat(nothing);
+    for (int64_t ky = y0; ky < y1; ++ky) {
+      const V u = load_lanes(x + (iy + ky * p.dilation_h) * w + i, n);
+      v = p.maximum ? larger(v, u) : v + u;
+    }
+    store_lanes(row + i, v, n);
+  }
+}
+
+// The columns of every window of a row that has margins.
+inline void pool_columns(const float* scratch, const PoolArgs& p, int64_t oy, float* out) {
+  const float nothing = p.maximum ? -__builtin_inff() : 0.0f;
+  int64_t ox = 0;
+#if defined(__AVX512F__)
+  if (p.maximum && p.stride_w <= 2)
+    for (; ox < p.out_width; ox += VL) {
+      const float* from = scratch + ox * p.stride_w;
+      V v = splat(nothing);
+      for (int64_t kx = 0; kx < p.kernel_w; ++kx, from += p.dilation_w)
+        v = larger(v, p.stride_w == 1 ? loadu(from) : reinterpret_cast<V>(take_even(0xffff, 0xffff, from)));
+      store_lanes(out + ox, v, static_cast<int>(imin(p.out_width - ox, VL)));
+    }
+#endif
+  for (; ox < p.out_width; ++ox) {
+    const float* from = scratch + ox * p.stride_w;
+    float v = nothing;
+    for (int64_t kx = 0; kx < p.kernel_w; ++kx)
+      v = p.maximum ? larger(v, from[kx * p.dilation_w]) : v + from[kx * p.dilation_w];
+    if (!p.maximum) {
+      int64_t y0, y1, x0, x1;
+      window(oy * p.stride_h - p.pad_h, p.kernel_h, p.dilation_h, p.height, &y0, &y1);
+      window(ox * p.stride_w - p.pad_w, p.kernel_w, p.dilation_w, p.width, &x0, &x1);
+      v /= divisor(p, oy, ox, (y1 - y0) * (x1 - x0));
+    }
+    out[ox] = v;
+  }
+}
+
+// First the rows of some windows, vector by vector, then their columns: read back at once, a row would wait
+// for its own stores.
 void pool(const float* x, float* y, const PoolArgs& p, float* scratch) {
-  for (int64_t oy = 0; oy < p.out_height; ++oy) {
-    const int64_t iy = oy * p.stride_h - p.pad_h;
-    int64_t y0, y1;
-    window(iy, p.kernel_h, p.dilation_h, p.height, &y0, &y1);
-    int64_t i = 0;
-    const int64_t w = p.width;
-    for (; i + VL <= w; i += VL) {
-      V v = splat(p.maximum ? -__builtin_inff() : 0.0f);
-      for (int64_t ky = y0; ky < y1; ++ky) {
-        const V u = loadu(x + (iy + ky * p.dilation_h) * w + i);
-        v = p.maximum ? vmax(v, u) : v + u;
-      }
-      storeu(scratch + i, v);
-    }
-    for (; i < w; ++i) {
-      float v = p.maximum ? -__builtin_inff() : 0.0f;
-      for (int64_t ky = y0; ky < y1; ++ky) {
-        const float u = x[(iy + ky * p.dilation_h) * w + i];
-        v = p.maximum ? (u < v ? v : u) : v + u;
-      }
-      scratch[i] = v;
-    }
-    for (int64_t ox = 0; ox < p.out_width; ++ox) {
-      const int64_t ix = ox * p.stride_w - p.pad_w;
-      int64_t x0, x1;
-      window(ix, p.kernel_w, p.dilation_w, w, &x0, &x1);
-      float v = p.maximum ? -__builtin_inff() : 0.0f;
-      for (int64_t kx = x0; kx < x1; ++kx) {
-        const float u = scratch[ix + kx * p.dilation_w];
-        v = p.maximum ? (u < v ? v : u) : v + u;
-      }
-      y[oy * p.out_width + ox] = p.maximum ? v : v / divisor(p, oy, ox, (y1 - y0) * (x1 - x0));
-    }
+  const int64_t floats = pool_row_floats(p);
+  for (int64_t i = 0; i < imin(kPoolRows, p.out_height) * floats; ++i)
+    scratch[i] = p.maximum ? -__builtin_inff() : 0.0f;
+  for (int64_t oy = 0; oy < p.out_height; oy += kPoolRows) {
+    const int64_t count = imin(p.out_height - oy, kPoolRows);
+    for (int64_t r = 0; r < count; ++r) pool_rows(x, p, oy + r, scratch + r * floats + p.pad_w);
+    for (int64_t r = 0; r < count; ++r)
+      pool_columns(scratch + r * floats, p, oy + r, y + (oy + r) * p.out_width);
   }
 }
 
@@ -152,7 +138,8 @@ inline float activate(float x) {
     return A == Activation::kHardswish ? x * gate : gate;
   }
   if constexpr (A == Activation::kSigmoid) return 1.0f / (1.0f + exponential(-x));
-  if constexpr (A == Activation::kSilu) return x / (1.0f + exponential(-x));
+  // Below -88 the limit of the exponential would leave a share of x.
+  if constexpr (A == Activation::kSilu) return x < -88.0f ? 0.0f : x / (1.0f + exponential(-x));
   if constexpr (A == Activation::kGelu) return gelu(x);
   return x;
 }

@@ -2,9 +2,30 @@
 // connected layers over many images. A tile is ROWS x COLUMNS vectors of 16 lanes; every nonzero costs one
 // broadcast and one aligned fused multiply-add per vector. UNROLL independent sums hide the latency of
 // small tiles.
+//
+// Rows come sorted by their number of nonzeros. Neighbouring rows then leave the loop after the same number
+// of turns, which the branch predictor learns; in the weight's own order almost every row ends in a
+// misprediction, and rows of a block are short.
 
+#if defined(__AVX512F__)
+// Where the vectors of a tile go, and which of their lanes lie inside the map.
+template <int P>
+struct Places {
+  ptrdiff_t at[P];
+  __mmask16 lanes[P];
+
+  explicit Places(const TileArgs& t) {
+    for (int v = 0; v < P; ++v) {
+      const int r = v / t.columns, c = v % t.columns;
+      const bool inside = r < t.rows_used && c < t.columns_used;
+      at[v] = r * t.output_row + c * kLanes;
+      lanes[v] = static_cast<__mmask16>(!inside ? 0u : c + 1 < t.columns_used ? 0xffffu : (1u << t.tail) - 1);
+    }
+  }
+};
+#else
 // Adds the residual, clamps and stores one finished tile where rows or lanes are cut by the map's edge.
-inline void finish_tile(const TileArgs& t, const float* tile, int channel) {
+inline void finish_tile(const TileArgs& t, const float* tile, ptrdiff_t channel) {
   float* out = t.output + channel * t.output_channel;
   const float* residual = t.residual ? t.residual + channel * t.output_channel : nullptr;
   for (int r = 0; r < t.rows_used; ++r) {
@@ -22,6 +43,7 @@ inline void finish_tile(const TileArgs& t, const float* tile, int channel) {
     }
   }
 }
+#endif
 
 // One nonzero times its tile of inputs.
 template <int ROWS, int COLUMNS>
@@ -42,13 +64,19 @@ void run_tile(const TileArgs& t) {
   constexpr int P = ROWS * COLUMNS;
   constexpr int UNROLL = P >= 8 ? 1 : P >= 4 ? 2 : P >= 2 ? 4 : 8;
   const ptrdiff_t row = t.input_row;
-  const uint16_t* const offset = t.offset;
-  const float* const value = t.value;
+  const uint16_t* offset = t.offset;
+  const float* value = t.value;
   const bool whole =
       t.last && t.rows_used == ROWS && t.columns_used == COLUMNS && t.columns == COLUMNS && t.tail == kLanes;
+#if defined(__AVX512F__)
+  const Places<P> places(t);
+#else
   alignas(64) float tile[P * kLanes];
-  for (int k = 0; k < t.channels; ++k) {
-    float* partial = t.partial + static_cast<ptrdiff_t>(k) * P * kLanes;
+#endif
+  for (int i = 0; i < t.rows; ++i) {
+    const ptrdiff_t k = t.order[i];
+    const uint32_t count = t.count[i];
+    float* partial = t.partial + k * P * kLanes;
     const float* residual = t.residual ? t.residual + k * t.output_channel : nullptr;
     float* out = t.output + k * t.output_channel;
     for (int h = 0; h < kParts; ++h) {
@@ -56,42 +84,59 @@ void run_tile(const TileArgs& t) {
       V sum[UNROLL][P];
       const V start = splat(t.first && t.bias ? t.bias[k] : 0.0f);
 #pragma GCC unroll 32
-      for (int i = 0; i < P; ++i) sum[0][i] = t.first ? start : load(partial + i * kLanes + h * VL);
+      for (int v = 0; v < P; ++v) sum[0][v] = t.first ? start : load(partial + v * kLanes + h * VL);
 #pragma GCC unroll 8
       for (int u = 1; u < UNROLL; ++u)
 #pragma GCC unroll 32
-        for (int i = 0; i < P; ++i) sum[u][i] = V{};
-      uint32_t e = t.rowptr[k];
-      const uint32_t end = t.rowptr[k + 1];
-      for (; e + UNROLL <= end; e += UNROLL)
+        for (int v = 0; v < P; ++v) sum[u][v] = V{};
+      uint32_t e = 0;
+      for (; e + UNROLL <= count; e += UNROLL)
 #pragma GCC unroll 8
         for (int u = 0; u < UNROLL; ++u)
           add_nonzero<ROWS, COLUMNS>(sum[u], input + static_cast<size_t>(offset[e + u]) * kOffsetUnit, row,
                                      value[e + u]);
       if (UNROLL > 1) {
-        for (; e < end; ++e)
+        for (; e < count; ++e)
           add_nonzero<ROWS, COLUMNS>(sum[0], input + static_cast<size_t>(offset[e]) * kOffsetUnit, row,
                                      value[e]);
 #pragma GCC unroll 8
         for (int u = 1; u < UNROLL; ++u)
 #pragma GCC unroll 32
-          for (int i = 0; i < P; ++i) sum[0][i] += sum[u][i];
+          for (int v = 0; v < P; ++v) sum[0][v] += sum[u][v];
       }
       if (whole) {
 #pragma GCC unroll 32
-        for (int i = 0; i < P; ++i) {
-          ptrdiff_t at = (i / COLUMNS) * t.output_row + (i % COLUMNS) * kLanes + h * VL;
-          V v = sum[0][i];
-          if (residual) v += loadu(residual + at);
-          storeu(out + at, clamp(v, t.low, t.high));
+        for (int v = 0; v < P; ++v) {
+          ptrdiff_t at = (v / COLUMNS) * t.output_row + (v % COLUMNS) * kLanes + h * VL;
+          V result = sum[0][v];
+          if (residual) result += loadu(residual + at);
+          storeu(out + at, clamp(result, t.low, t.high));
+        }
+#if defined(__AVX512F__)
+      } else if (t.last) {
+#pragma GCC unroll 32
+        for (int v = 0; v < P; ++v) {
+          V result = sum[0][v];
+          const __mmask16 lanes = places.lanes[v];
+          if (residual) result += reinterpret_cast<V>(_mm512_maskz_loadu_ps(lanes, residual + places.at[v]));
+          result = clamp(result, t.low, t.high);
+          _mm512_mask_storeu_ps(out + places.at[v], lanes, reinterpret_cast<__m512>(result));
         }
       } else {
+        float* to = partial;
+#else
+      } else {
         float* to = t.last ? tile : partial;
+#endif
 #pragma GCC unroll 32
-        for (int i = 0; i < P; ++i) store(to + i * kLanes + h * VL, sum[0][i]);
+        for (int v = 0; v < P; ++v) store(to + v * kLanes + h * VL, sum[0][v]);
       }
     }
+#if !defined(__AVX512F__)
     if (t.last && !whole) finish_tile(t, tile, k);
+#endif
+    offset += count;
+    value += count;
   }
 }
 

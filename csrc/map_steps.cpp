@@ -69,7 +69,7 @@ class PoolStep final : public NativeStep {
       : source_(source), target_(target), isa_(&isa), args_(args), planes_(planes), lanes_(lanes) {}
 
   int64_t items(int) const override { return planes_; }
-  int64_t scratch_floats() const override { return lanes_ ? 0 : args_.width; }
+  int64_t scratch_floats() const override { return lanes_ ? 0 : kPoolRows * pool_row_floats(args_); }
 
   void run(int64_t item, int, const Frame& frame, float* scratch) const override {
     const int64_t width = lanes_ ? kLanes : 1;

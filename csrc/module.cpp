@@ -66,14 +66,27 @@ std::shared_ptr<PackedConv> make_packed(const Array<float>& value, const Array<i
                                         const Array<int32_t>& rowptr, int64_t channels, Pair size,
                                         int64_t outputs, Pair kernel, Pair stride, Pair padding,
                                         Pair dilation, int64_t groups, const std::string& mapping,
-                                        int64_t matrix_blocks) {
+                                        int64_t matrix_blocks, const std::pair<int, int>& tile,
+                                        int64_t block_units) {
   const ConvShape shape{channels,       size.first,      size.second,   outputs,       kernel.first,
                         kernel.second,  stride.first,    stride.second, padding.first, padding.second,
                         dilation.first, dilation.second, groups};
   const CsrView csr = view(value, column, rowptr);
   py::gil_scoped_release release;
   if (mapping == "planar") return PackedConv::planar(shape, csr, select_isa());
-  return std::make_shared<PackedConv>(shape, csr, mapping_of(mapping), select_isa(), matrix_blocks);
+  return std::make_shared<PackedConv>(shape, csr, mapping_of(mapping), select_isa(), matrix_blocks,
+                                      PackedConv::Choice{tile.first, tile.second, block_units});
+}
+
+double modelled_cycles(const Array<float>& value, const Array<int32_t>& column, const Array<int32_t>& rowptr,
+                       int64_t channels, Pair size, int64_t outputs, Pair kernel, Pair stride, Pair padding,
+                       Pair dilation, int64_t groups, const std::string& mapping) {
+  const ConvShape shape{channels,       size.first,      size.second,   outputs,       kernel.first,
+                        kernel.second,  stride.first,    stride.second, padding.first, padding.second,
+                        dilation.first, dilation.second, groups};
+  const CsrView csr = view(value, column, rowptr);
+  py::gil_scoped_release release;
+  return PackedConv::modelled(shape, csr, mapping == "planar", select_isa());
 }
 
 std::string kernel_name(const PackedConv& p) {
@@ -94,8 +107,8 @@ py::list kernels() {
       row["tile"] = py::make_tuple(isa->tiles[i].rows, isa->tiles[i].columns);
       rows.append(row);
     }
-    for (const char* other :
-         {"gather_rows", "pool", "pool_lanes", "elementwise", "broadcast", "to_lanes", "from_lanes"}) {
+    for (const char* other : {"gather_rows", "gather_rows_block", "gather_flat_block", "gather_lanes_block",
+                              "pool", "pool_lanes", "elementwise", "broadcast", "to_lanes", "from_lanes"}) {
       py::dict row;
       row["name"] = other;
       row["isa"] = name;
@@ -120,7 +133,8 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init(&make_packed), py::arg("value"), py::arg("column"), py::arg("rowptr"), py::kw_only(),
            py::arg("channels"), py::arg("size"), py::arg("outputs"), py::arg("kernel"), py::arg("stride"),
            py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("mapping"),
-           py::arg("matrix_blocks") = 1)
+           py::arg("matrix_blocks") = 1, py::arg("tile") = std::pair<int, int>(0, 0),
+           py::arg("block_units") = 0)
       .def_property_readonly("kernel", &kernel_name)
       .def_property_readonly("nbytes", &PackedConv::bytes)
       .def_property_readonly("cost", [](const PackedConv& p) { return p.cost; })
@@ -134,15 +148,17 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<int64_t>(), py::arg("arena_floats"))
       .def(
           "buffer",
-          [](Program& p, const std::string& kind, int64_t offset, int64_t size) {
+          [](Program& p, const std::string& kind, int64_t offset, int64_t size, int64_t stride,
+             int64_t turns) {
             if (kind != "arena" && kind != "input" && kind != "output")
               throw std::invalid_argument("unknown kind of buffer " + kind);
             return p.add_buffer(kind == "arena"   ? Buffer::kArena
                                 : kind == "input" ? Buffer::kInput
                                                   : Buffer::kOutput,
-                                offset, size);
+                                offset, size, stride, turns);
           },
-          py::arg("kind"), py::arg("offset"), py::arg("size"))
+          py::arg("kind"), py::arg("offset"), py::arg("size"), py::arg("stride") = 0, py::arg("turns") = 1)
+      .def("loop", &Program::add_loop, py::arg("first"), py::arg("turns"))
       .def(
           "conv",
           [](Program& p, int source, int target, std::shared_ptr<PackedConv> packed, const py::object& bias,
@@ -232,6 +248,9 @@ PYBIND11_MODULE(_core, m) {
           },
           py::arg("context").none(false), py::arg("buffer"));
 
+  m.def("modelled_cycles", &modelled_cycles, py::arg("value"), py::arg("column"), py::arg("rowptr"),
+        py::kw_only(), py::arg("channels"), py::arg("size"), py::arg("outputs"), py::arg("kernel"),
+        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("mapping"));
   m.def("kernels", &kernels);
   m.def("isa", [] { return std::string(select_isa().name); });
   m.def(

@@ -1,14 +1,18 @@
 #include "packed_conv.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 #include <string>
+
+#include "cost_model.hpp"
 
 namespace finepruning {
 namespace {
 
-constexpr int kCacheBytes = 40 * 1024;  // of 48 KiB first-level cache, for one packed block
 constexpr int64_t kMaxBlockBytes = 65536LL * kOffsetUnit;
+// Segments are what threads share of one tile; a shorter one would hold few rows of equal length.
+constexpr int64_t kSegmentRows = 32, kMaxSegments = 64;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -38,11 +42,11 @@ void check(const ConvShape& s, const CsrView& csr) {
 }  // namespace
 
 PackedConv::PackedConv(const ConvShape& conv, const CsrView& csr, Mapping map, const Isa& table,
-                       int64_t matrix_blocks)
+                       int64_t matrix_blocks, const Choice& wanted)
     : PackedConv(conv, map, table) {
   matrix_blocks_ = matrix_blocks;
   check(shape, csr);
-  lay_out(csr);
+  lay_out(csr, wanted);
   pack(csr);
 }
 
@@ -50,20 +54,32 @@ std::shared_ptr<PackedConv> PackedConv::planar(const ConvShape& conv, const CsrV
   check(conv, csr);
   std::shared_ptr<PackedConv> rows(new PackedConv(conv, Mapping::kRows, table));
   std::shared_ptr<PackedConv> flat(new PackedConv(conv, Mapping::kFlat, table));
-  rows->lay_out(csr);
-  flat->lay_out(csr);
+  rows->lay_out(csr, {});
+  flat->lay_out(csr, {});
   auto& best = rows->cost < flat->cost ? rows : flat;
   best->pack(csr);
   return best;
 }
 
-void PackedConv::lay_out(const CsrView& csr) {
+double PackedConv::modelled(const ConvShape& conv, const CsrView& csr, bool planar, const Isa& table) {
+  check(conv, csr);
+  double least = std::numeric_limits<double>::infinity();
+  for (Mapping map : {Mapping::kLanes, Mapping::kRows, Mapping::kFlat}) {
+    if ((map == Mapping::kLanes) == planar) continue;
+    PackedConv packed(conv, map, table);
+    packed.lay_out(csr, {});
+    least = std::min(least, packed.cost);
+  }
+  return least;
+}
+
+void PackedConv::lay_out(const CsrView& csr, const Choice& wanted) {
   group_channels = shape.channels / shape.groups;
   group_outputs = shape.out_channels / shape.groups;
   nonzeros = csr.nonzeros;
   make_units(csr);
-  const Layout layout = best_layout(csr);
-  require(layout.kernel != nullptr, "no register tile serves this convolution");
+  const Layout layout = best_layout(csr, wanted);
+  require(layout.kernel != nullptr, "no such register tile serves this convolution");
   kernel = layout.kernel;
   tile_rows = layout.rows;
   tile_columns = layout.columns;
@@ -97,8 +113,8 @@ void PackedConv::lay_out(const CsrView& csr) {
 
 int64_t PackedConv::bytes() const {
   return static_cast<int64_t>(offset.size() * sizeof offset[0] + value.size() * sizeof value[0] +
-                              rowptr.size() * sizeof rowptr[0] + row_work.size() * sizeof row_work[0] +
-                              units.size() * sizeof units[0]);
+                              order.size() * sizeof order[0] + count.size() * sizeof count[0] +
+                              segments.size() * sizeof segments[0] + units.size() * sizeof units[0]);
 }
 
 void PackedConv::make_units(const CsrView& csr) {
@@ -138,7 +154,29 @@ void PackedConv::make_units(const CsrView& csr) {
   units_a_group_ = static_cast<int64_t>(units.size());
 }
 
-PackedConv::Layout PackedConv::best_layout(const CsrView& csr) const {
+double PackedConv::packing_cycles(int tile_columns, double map_bytes) const {
+  // Maps that the second-level cache does not hold come from further away, with every tile anew.
+  const double far = map_bytes > 8e6 ? 12.0 : map_bytes > 1e6 ? 5.0 : 0.0;
+  switch (mapping) {
+    case Mapping::kLanes:
+      return 2.0 + far;
+    case Mapping::kRows:
+      // Lines of 64 bytes that lie in different rows are fetched one by one.
+      return 4.0 * static_cast<double>(std::min<int64_t>(shape.stride_w, 4)) +
+             far / std::min(tile_columns, 4);
+    case Mapping::kFlat: {
+      if (shape.kernel_h * shape.kernel_w == 1 && shape.stride_w == 1 && shape.pad_w == 0) return 3.0 + far;
+      // Row after row: each begins somewhere in a vector.
+      const double run = static_cast<double>(std::min<int64_t>(shape.out_width(), kLanes));
+      return (shape.out_width() <= kLanes && shape.stride_w == 1 ? 6.0 : 25.0) * kLanes / run;
+    }
+    case Mapping::kMatrix:
+      return 2.0;
+  }
+  return 2.0;
+}
+
+PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wanted) const {
   const int64_t oh = shape.out_height(), ow = shape.out_width();
   const int64_t reach_y = shape.dilation_h * (shape.kernel_h - 1) / shape.stride_h;
   const int64_t reach_x = shape.dilation_w * (shape.kernel_w - 1) / shape.stride_w;
@@ -166,25 +204,34 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr) const {
         tiles = 1.0 / (tile_h * tile_w);  // of a block of rows
         break;
     }
+    if (wanted.rows > 0 && (wanted.rows != tile_h || wanted.columns != tile_w)) return;
     const int64_t vectors = static_cast<int64_t>(l.unit_rows) * l.unit_columns;
     const int64_t unit_bytes = vectors * kVectorBytes;
     if (unit_bytes > kMaxBlockBytes) return;
-    const int p = tile_h * tile_w;
-    for (int64_t budget : {int64_t{kCacheBytes}, int64_t{4} * kCacheBytes}) {
-      l.block_units =
-          static_cast<int>(std::clamp<int64_t>(budget / unit_bytes, 1, std::max<int64_t>(units_a_group_, 1)));
-      const double count = static_cast<double>(std::max<int64_t>(1, ceil_div(units_a_group_, l.block_units)));
-      // Cycles, estimated and not calibrated: an FMA fed by the first-level cache takes half a cycle, by the
-      // second about one and a half; carrying sums from block to block costs a load and a store each.
-      const double fed = l.block_units * unit_bytes <= kCacheBytes + 4096 ? 0.5 : 1.3;
-      const double chains = p >= 8 ? p : p >= 4 ? 2 * p : p >= 2 ? 4 * p : 8;
-      const double step = std::max(fed * p * parts, p * 4.0 / chains) + 1.0 * parts;
-      const double carry = count > 1 ? 2.0 * p * parts * count : 0.0;
-      const double finish = 2.0 * p * parts + 10.0 + 6.0 * count;
-      const double copy = 2.0 * parts * static_cast<double>(units_a_group_ * vectors);
-      const double work = rows * (row_nonzeros * step + carry + finish) + copy;
-      l.cost = tiles * static_cast<double>(shape.groups) * work;
-      l.copy_share = copy / work;
+    const double images = mapping == Mapping::kLanes ? kLanes : 1;
+    const double map_bytes = static_cast<double>(shape.channels * shape.height * shape.width) * 4.0 * images;
+    const double out_bytes = static_cast<double>(shape.out_channels * oh * ow) * 4.0 * images;
+    for (int64_t budget :
+         {kFirstLevelBytes, 2 * kFirstLevelBytes, 5 * kFirstLevelBytes, 14 * kFirstLevelBytes}) {
+      const int64_t most = std::max<int64_t>(units_a_group_, 1);
+      l.block_units = static_cast<int>(std::clamp<int64_t>(budget / unit_bytes, 1, most));
+      if (wanted.block_units > 0) l.block_units = static_cast<int>(std::min(wanted.block_units, most));
+      // Blocks of equal size: a short last one would cost a pass over all sums for little.
+      const int64_t count = ceil_div(most, l.block_units);
+      l.block_units = static_cast<int>(ceil_div(most, count));
+      if (l.block_units * unit_bytes > kMaxBlockBytes) continue;
+      const TileWork work{tile_h * tile_w,
+                          parts,
+                          rows,
+                          row_nonzeros,
+                          count,
+                          l.block_units * unit_bytes,
+                          static_cast<double>(units_a_group_ * vectors),
+                          packing_cycles(tile_w, map_bytes),
+                          out_bytes};
+      const TileCycles cycles = tile_cycles(work);
+      l.cost = tiles * static_cast<double>(shape.groups) * cycles.total;
+      l.copy_share = cycles.packing / cycles.total;
       if (best.kernel == nullptr || l.cost < best.cost) best = l;
     }
   };
@@ -214,7 +261,7 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr) const {
 
 void PackedConv::pack(const CsrView& csr) {
   const int64_t taps = shape.kernel_h * shape.kernel_w;
-  const int64_t count = block_count();
+  const int64_t blocks_a_group = block_count();
   std::vector<uint16_t> place(unit_of_.size(), 0);
   std::vector<int32_t> block_of(unit_of_.size(), 0);
   for (size_t column = 0; column < unit_of_.size(); ++column) {
@@ -229,39 +276,69 @@ void PackedConv::pack(const CsrView& csr) {
     const int64_t vectors = (unit % block_units_) * unit_rows * unit_columns + row * unit_columns + col;
     place[column] = static_cast<uint16_t>(vectors * (kVectorBytes / kOffsetUnit));
   }
+  segment_count_ = std::clamp<int64_t>(group_outputs / kSegmentRows, 1, kMaxSegments);
   offset.resize(static_cast<size_t>(nonzeros));
   value.resize(static_cast<size_t>(nonzeros));
-  rowptr.assign(static_cast<size_t>(shape.groups * count * group_outputs + 1), 0);
-  row_work.assign(static_cast<size_t>(shape.out_channels + 1), 0);
-  auto slot = [&](int64_t k, int64_t block) {
-    return (k / group_outputs * count + block) * group_outputs + k % group_outputs;
-  };
-  for (int64_t k = 0; k < shape.out_channels; ++k) {
-    row_work[k + 1] = row_work[k] + csr.rowptr[k + 1] - csr.rowptr[k] + 1;
-    for (int64_t e = csr.rowptr[k]; e < csr.rowptr[k + 1]; ++e)
-      ++rowptr[slot(k, block_of[csr.column[e]]) + 1];
-  }
-  for (size_t i = 1; i < rowptr.size(); ++i) rowptr[i] += rowptr[i - 1];
-  std::vector<uint32_t> next(rowptr.begin(), rowptr.end() - 1);
-  for (int64_t k = 0; k < shape.out_channels; ++k)
-    for (int64_t e = csr.rowptr[k]; e < csr.rowptr[k + 1]; ++e) {
-      const uint32_t at = next[slot(k, block_of[csr.column[e]])]++;
-      offset[at] = place[csr.column[e]];
-      value[at] = csr.value[e];
+  order.reserve(static_cast<size_t>(shape.out_channels * blocks_a_group));
+  count.reserve(order.capacity());
+  std::vector<std::vector<uint32_t>> rows_of(static_cast<size_t>(segment_count_));
+  std::vector<uint32_t> found(static_cast<size_t>(blocks_a_group * group_outputs));  // nonzeros [block][row]
+  std::vector<uint32_t> next(found.size());                                          // where they go
+  uint32_t at = 0;
+  for (int64_t group = 0; group < shape.groups; ++group) {
+    const int32_t* rowptr = csr.rowptr + group * group_outputs;
+    std::fill(found.begin(), found.end(), 0);
+    for (int64_t k = 0; k < group_outputs; ++k)
+      for (int64_t e = rowptr[k]; e < rowptr[k + 1]; ++e)
+        ++found[block_of[csr.column[e]] * group_outputs + k];
+    assign_segments(rowptr, &rows_of);
+    for (int64_t block = 0; block < blocks_a_group; ++block) {
+      const uint32_t* of_block = found.data() + block * group_outputs;
+      // The first block sets the sums and the last one writes them out, of empty rows too.
+      const bool all = block == 0 || block + 1 == blocks_a_group;
+      for (const auto& rows : rows_of) {
+        segments.push_back({static_cast<uint32_t>(order.size()), at});
+        const size_t begin = order.size();
+        for (uint32_t k : rows)
+          if (all || of_block[k] > 0) order.push_back(k);
+        std::stable_sort(order.begin() + static_cast<ptrdiff_t>(begin), order.end(),
+                         [&](uint32_t a, uint32_t b) { return of_block[a] > of_block[b]; });
+        for (size_t i = begin; i < order.size(); ++i) {
+          count.push_back(of_block[order[i]]);
+          next[block * group_outputs + order[i]] = at;
+          at += of_block[order[i]];
+        }
+      }
     }
+    for (int64_t k = 0; k < group_outputs; ++k)
+      for (int64_t e = rowptr[k]; e < rowptr[k + 1]; ++e) {
+        const uint32_t to = next[block_of[csr.column[e]] * group_outputs + k]++;
+        offset[to] = place[csr.column[e]];
+        value[to] = csr.value[e];
+      }
+  }
+  segments.push_back({static_cast<uint32_t>(order.size()), at});
   unit_of_ = {};
 }
 
-void PackedConv::part_rows(int64_t group, int64_t part, int64_t parts, int64_t* k0, int64_t* k1) const {
-  const auto begin = row_work.begin() + group * group_outputs;
-  const auto end = begin + group_outputs;
-  auto cut = [&](int64_t i) -> int64_t {
-    if (i == 0) return 0;
-    if (i == parts) return group_outputs;
-    return std::lower_bound(begin, end, *begin + (*end - *begin) * i / parts) - begin;
-  };
-  *k0 = cut(part);
-  *k1 = cut(part + 1);
+void PackedConv::assign_segments(const int32_t* rowptr, std::vector<std::vector<uint32_t>>* rows_of) const {
+  for (auto& rows : *rows_of) rows.clear();
+  // A row without nonzeros still has to be written.
+  const int64_t work = rowptr[group_outputs] - rowptr[0] + group_outputs;
+  int64_t done = 0;
+  for (int64_t k = 0; k < group_outputs; ++k) {
+    const int64_t segment = std::min(segment_count_ - 1, done * segment_count_ / work);
+    (*rows_of)[static_cast<size_t>(segment)].push_back(static_cast<uint32_t>(k));
+    done += rowptr[k + 1] - rowptr[k] + 1;
+  }
+}
+
+PackedConv::Rows PackedConv::rows(int64_t group, int64_t block, int64_t first_segment,
+                                  int64_t last_segment) const {
+  const int64_t at = (group * block_count() + block) * segment_count_;
+  const Segment first = segments[at + first_segment], last = segments[at + last_segment];
+  return {order.data() + first.row, count.data() + first.row, offset.data() + first.nonzero,
+          value.data() + first.nonzero, static_cast<int>(last.row - first.row)};
 }
 
 }  // namespace finepruning

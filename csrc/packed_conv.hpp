@@ -33,27 +33,41 @@ struct CsrView {
   int64_t rows, nonzeros;
 };
 
-// The input is cut into units, each a contiguous plane of vectors that all its taps read with one register
-// tile: (channel, phase) under kLanes, (channel, phase, kernel column) under kRows, (channel, tap) under
-// kFlat, a column under kMatrix. As many units as the first-level cache holds form a block.
-struct Unit {
-  int32_t channel;  // inside the group
-  int32_t dy, dx;   // input offset of the plane's first element relative to stride * output position
-};
-
+// A unit of packed input is (channel, phase) under kLanes, (channel, phase, kernel column) under kRows,
+// (channel, tap) under kFlat, a column under kMatrix. As many units as the first-level cache holds form a
+// block.
 class PackedConv {
  public:
+  // A register tile and block size to use; zeros leave the choice to the cost model.
+  struct Choice {
+    int rows = 0, columns = 0;
+    int64_t block_units = 0;
+  };
   // matrix_blocks: blocks of 16 rows that share one reading of the weights under kMatrix (at most 4 do).
   // Throws std::invalid_argument when the shape cannot be expressed or the CSR does not fit it.
   PackedConv(const ConvShape& shape, const CsrView& csr, Mapping mapping, const Isa& isa,
-             int64_t matrix_blocks = 1);
+             int64_t matrix_blocks, const Choice& wanted);
   // For images one by one: kRows or kFlat, whichever the cost model prefers.
   static std::shared_ptr<PackedConv> planar(const ConvShape& shape, const CsrView& csr, const Isa& isa);
+  // `cost` of what planar(), or the constructor with kLanes, would make, without making it.
+  static double modelled(const ConvShape& shape, const CsrView& csr, bool planar, const Isa& isa);
 
   int64_t tiles() const { return tiles_y * tiles_x; }
   int64_t bytes() const;
-  // Rows [k0, k1) of part `part` of `parts` of a group's channels, cut so that nonzeros are equal.
-  void part_rows(int64_t group, int64_t part, int64_t parts, int64_t* k0, int64_t* k1) const;
+  // Segments [first, last) of part `part` of `parts` of a group's output channels.
+  void part_segments(int64_t part, int64_t parts, int64_t* first, int64_t* last) const {
+    *first = part * segment_count() / parts;
+    *last = (part + 1) * segment_count() / parts;
+  }
+  // Rows of a block and a range of segments of a group, as the tile kernel takes them.
+  struct Rows {
+    const uint32_t* order;
+    const uint32_t* count;
+    const uint16_t* offset;
+    const float* value;
+    int rows;
+  };
+  Rows rows(int64_t group, int64_t block, int64_t first_segment, int64_t last_segment) const;
 
   ConvShape shape;
   Mapping mapping;
@@ -67,8 +81,15 @@ class PackedConv {
   int64_t group_channels = 0, group_outputs = 0;
   std::vector<uint16_t> offset;
   std::vector<float> value;
-  std::vector<uint32_t> rowptr;   // [(group * blocks + block) * group_outputs + channel]
-  std::vector<int64_t> row_work;  // [out_channels + 1]: running count of nonzeros (plus 1 a row)
+  // A group's output channels are cut into segments of about equal work, which threads can share. Inside a
+  // segment and block, rows stand by falling number of nonzeros.
+  std::vector<uint32_t> order;  // output channel inside the group, segment by segment
+  std::vector<uint32_t> count;  // nonzeros of that row in that block
+  struct Segment {
+    uint32_t row;      // into order and count
+    uint32_t nonzero;  // into offset and value
+  };
+  std::vector<Segment> segments;  // [(group * blocks + block) * segments + segment], and the end
   int64_t nonzeros = 0;
   double cost = 0;        // modelled cycles for one image (16 under kLanes)
   double copy_share = 0;  // of them, for packing input
@@ -76,6 +97,7 @@ class PackedConv {
   int tile_vectors() const { return tile_rows * tile_columns; }
   int unit_bytes() const { return unit_rows * unit_columns * kVectorBytes; }
   int64_t block_count() const { return static_cast<int64_t>(blocks.size()) - 1; }
+  int64_t segment_count() const { return segment_count_; }
   int block_bytes() const { return block_units_ * unit_bytes(); }
 
  private:
@@ -87,13 +109,15 @@ class PackedConv {
   // Decides the tile; pack() must follow.
   PackedConv(const ConvShape& shape, Mapping mapping, const Isa& isa)
       : shape(shape), mapping(mapping), isa(&isa) {}
-  void lay_out(const CsrView& csr);
+  void lay_out(const CsrView& csr, const Choice& wanted);
   void make_units(const CsrView& csr);
-  Layout best_layout(const CsrView& csr) const;
+  Layout best_layout(const CsrView& csr, const Choice& wanted) const;
+  double packing_cycles(int tile_columns, double map_bytes) const;
   void pack(const CsrView& csr);
+  void assign_segments(const int32_t* rowptr, std::vector<std::vector<uint32_t>>* rows_of) const;
 
   int64_t matrix_blocks_ = 1;
-  int64_t units_a_group_ = 0;
+  int64_t units_a_group_ = 0, segment_count_ = 1;
   int block_units_ = 0;
   std::vector<int32_t> unit_of_;  // [channel][tap] -> unit, or -1
 };

@@ -1,6 +1,7 @@
 #include "program.hpp"
 
 #include <omp.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -11,6 +12,8 @@ namespace finepruning {
 namespace {
 
 constexpr int64_t kMaxFloats = int64_t{1} << 40;
+constexpr int64_t kMaxTurns = 1 << 20;
+constexpr size_t kHugePage = size_t{2} << 20;
 
 void require(bool ok, const char* message) {
   if (!ok) throw std::invalid_argument(message);
@@ -18,16 +21,22 @@ void require(bool ok, const char* message) {
 
 }  // namespace
 
-Context::Context(int64_t arena_floats, int64_t scratch_floats, int threads, size_t steps)
+Context::Context(int64_t arena_floats, int64_t scratch_floats, int threads, size_t counters)
     : arena_floats_(arena_floats),
       scratch_floats_(scratch_floats),
       floats_(arena_floats + scratch_floats * threads),
       threads_(threads),
-      steps_(steps),
-      counters_(new std::atomic<int64_t>[steps + 1]) {
-  const size_t bytes = (static_cast<size_t>(floats_) * 4 + 4095) / 4096 * 4096 + 4096;
-  memory_ = static_cast<float*>(std::aligned_alloc(4096, bytes));
+      counter_count_(counters),
+      counters_(new std::atomic<int64_t>[counters + 1]) {
+  // A tile of a large map touches more pages of 4 KiB than the address cache holds.
+  const size_t wanted = static_cast<size_t>(floats_) * 4 + 64;
+  const size_t page = wanted >= kHugePage ? kHugePage : 4096;
+  const size_t bytes = (wanted + page - 1) / page * page;
+  memory_ = static_cast<float*>(std::aligned_alloc(page, bytes));
   if (memory_ == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (page == kHugePage) madvise(memory_, bytes, MADV_HUGEPAGE);  // only advice: without it all works, slower
+#endif
 }
 
 Context::~Context() { std::free(memory_); }
@@ -36,18 +45,29 @@ Program::Program(int64_t arena_floats) : arena_floats_((arena_floats + 15) / 16 
   require(arena_floats >= 0 && arena_floats <= kMaxFloats, "arena size is out of range");
 }
 
-int Program::add_buffer(Buffer::Kind kind, int64_t offset, int64_t size) {
-  require(offset >= 0 && size >= 0 && offset <= kMaxFloats && size <= kMaxFloats, "buffer is out of range");
+int Program::add_buffer(Buffer::Kind kind, int64_t offset, int64_t size, int64_t stride, int64_t turns) {
+  for (int64_t v : {offset, size, stride}) require(v >= 0 && v <= kMaxFloats, "buffer is out of range");
+  require(turns >= 1 && turns <= kMaxTurns, "turns must lie in [1, 2^20]");
+  const int64_t end = offset + stride * (turns - 1) + size;
   if (kind == Buffer::kArena) {
     require(offset % kLanes == 0, "buffer offsets must be multiples of 16 floats");
-    require(offset + size <= arena_floats_, "buffer does not fit into the arena");
+    require(end <= arena_floats_, "buffer does not fit into the arena");
   } else if (kind == Buffer::kInput) {
-    input_needed_ = std::max(input_needed_, offset + size);
+    input_needed_ = std::max(input_needed_, end);
   } else {
-    output_needed_ = std::max(output_needed_, offset + size);
+    output_needed_ = std::max(output_needed_, end);
   }
-  buffers_.push_back({kind, offset, size});
+  buffers_.push_back({kind, offset, size, stride});
+  turns_.push_back(stride > 0 ? turns : kMaxTurns);
   return static_cast<int>(buffers_.size()) - 1;
+}
+
+void Program::add_loop(size_t first, int64_t turns) {
+  require(first < steps_.size() && (loops_.empty() || loops_.back().last <= first),
+          "a loop must hold steps that no other loop holds");
+  require(turns >= 1 && turns <= kMaxTurns, "turns must lie in [1, 2^20]");
+  for (int64_t fitting : turns_) require(turns <= fitting, "a buffer does not fit that many turns");
+  loops_.push_back({first, steps_.size(), turns});
 }
 
 const Buffer& Program::buffer(int id, int64_t needed) const {
@@ -62,6 +82,12 @@ int64_t Program::scratch_floats() const {
   return (floats + 1023) / 1024 * 1024 + 256;  // the odd 1 KiB keeps threads' scratch off the same sets
 }
 
+size_t Program::counters() const {
+  size_t count = steps_.size();
+  for (const Loop& loop : loops_) count += (loop.last - loop.first) * static_cast<size_t>(loop.turns - 1);
+  return count;
+}
+
 int64_t Program::context_bytes(int threads) const {
   return (arena_floats_ + scratch_floats() * std::max(threads, 1)) * 4;
 }
@@ -71,14 +97,14 @@ std::shared_ptr<Context> Program::acquire(int threads) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     for (size_t i = 0; i < idle_.size(); ++i)
-      if (idle_[i]->threads() == threads && idle_[i]->fits(arena_floats_, scratch_floats(), steps_.size())) {
+      if (idle_[i]->threads() == threads && idle_[i]->fits(arena_floats_, scratch_floats(), counters())) {
         auto context = std::move(idle_[i]);
         idle_.erase(idle_.begin() + static_cast<ptrdiff_t>(i));
         return context;
       }
     idle_.clear();  // left from another number of threads
   }
-  return std::make_shared<Context>(arena_floats_, scratch_floats(), threads, steps_.size());
+  return std::make_shared<Context>(arena_floats_, scratch_floats(), threads, counters());
 }
 
 void Program::release(std::shared_ptr<Context> context) {
@@ -87,7 +113,7 @@ void Program::release(std::shared_ptr<Context> context) {
 }
 
 void Program::check(const Context& context) const {
-  require(context.fits(arena_floats_, scratch_floats(), steps_.size()),
+  require(context.fits(arena_floats_, scratch_floats(), counters()),
           "the context is too small: it was acquired from another program");
 }
 
@@ -98,21 +124,35 @@ void Program::run(Context& context, size_t first, size_t last, const float* inpu
   require(input_size >= input_needed_, "the input is smaller than the program reads");
   require(output_size >= output_needed_, "the output is smaller than the program writes");
   const Frame frame{&context, input, output};
-  for (size_t s = first; s < last; ++s) context.counter(s).store(0, std::memory_order_relaxed);
-  const int threads = context.threads();
-#pragma omp parallel num_threads(threads)
+  for (size_t c = 0; c < counters(); ++c) context.counter(c).store(0, std::memory_order_relaxed);
+#pragma omp parallel num_threads(context.threads())
   {
-    float* scratch = context.scratch(omp_get_thread_num());
-    for (size_t s = first; s < last; ++s) {
-      const NativeStep& step = *steps_[s];
-      const int64_t items = step.items(threads);
-      std::atomic<int64_t>& counter = context.counter(s);
-      // Small items are taken several at a time; the counter is shared by all threads.
-      const int64_t chunk = std::max<int64_t>(1, items / (threads * int64_t{16}));
-      for (int64_t i; (i = counter.fetch_add(chunk, std::memory_order_relaxed)) < items;)
-        for (int64_t j = i; j < std::min(items, i + chunk); ++j) step.run(j, threads, frame, scratch);
-#pragma omp barrier
+    size_t counter = 0;
+    for (size_t s = first; s < last;) {
+      const Loop* loop = nullptr;
+      for (const Loop& l : loops_)
+        if (s >= l.first && s < l.last) loop = &l;
+      const size_t end = loop ? std::min(last, loop->last) : s + 1;
+      Frame turn = frame;
+      for (; turn.turn < (loop ? loop->turns : 1); ++turn.turn, counter += end - s)
+        run_steps(turn, s, end, counter);
+      s = end;
     }
+  }
+}
+
+void Program::run_steps(const Frame& frame, size_t first, size_t last, size_t counter) const {
+  const int threads = frame.context->threads();
+  float* scratch = frame.context->scratch(omp_get_thread_num());
+  for (size_t s = first; s < last; ++s, ++counter) {
+    const NativeStep& step = *steps_[s];
+    const int64_t items = step.items(threads);
+    std::atomic<int64_t>& taken = frame.context->counter(counter);
+    // Small items are taken several at a time; the counter is shared by all threads.
+    const int64_t chunk = std::max<int64_t>(1, items / (threads * int64_t{16}));
+    for (int64_t i; (i = taken.fetch_add(chunk, std::memory_order_relaxed)) < items;)
+      for (int64_t j = i; j < std::min(items, i + chunk); ++j) step.run(j, threads, frame, scratch);
+#pragma omp barrier
   }
 }
 

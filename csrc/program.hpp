@@ -18,12 +18,20 @@ struct Buffer {
   enum Kind : int { kArena, kInput, kOutput };
   Kind kind;
   int64_t offset, size;  // floats
+  int64_t stride;        // floats that a turn of a loop moves it by
+};
+
+// Steps [first, last) that run `turns` times over: a chunk of the images at a time, so that what one step
+// leaves is still in the cache when the next one reads it.
+struct Loop {
+  size_t first, last;
+  int64_t turns;
 };
 
 // Memory of one call in flight.
 class Context {
  public:
-  Context(int64_t arena_floats, int64_t scratch_floats, int threads, size_t steps);
+  Context(int64_t arena_floats, int64_t scratch_floats, int threads, size_t counters);
   ~Context();
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
@@ -32,17 +40,18 @@ class Context {
   float* scratch(int thread) const { return memory_ + arena_floats_ + thread * scratch_floats_; }
   int threads() const { return threads_; }
   // Whether it is large enough for such a program.
-  bool fits(int64_t arena_floats, int64_t scratch_floats, size_t steps) const {
-    return arena_floats_ >= arena_floats && scratch_floats_ >= scratch_floats && steps_ >= steps;
+  bool fits(int64_t arena_floats, int64_t scratch_floats, size_t counters) const {
+    return arena_floats_ >= arena_floats && scratch_floats_ >= scratch_floats && counter_count_ >= counters;
   }
   int64_t bytes() const { return floats_ * 4; }
-  std::atomic<int64_t>& counter(size_t step) { return counters_[step]; }
+  // How many pieces of a step have been taken; one for every step and turn.
+  std::atomic<int64_t>& counter(size_t index) { return counters_[index]; }
 
  private:
   float* memory_ = nullptr;
   int64_t arena_floats_, scratch_floats_, floats_;
   int threads_;
-  size_t steps_;
+  size_t counter_count_;
   std::unique_ptr<std::atomic<int64_t>[]> counters_;
 };
 
@@ -51,6 +60,7 @@ struct Frame {
   Context* context;
   const float* input;
   float* output;
+  int64_t turn = 0;  // of the loop that is running
 };
 
 class NativeStep {
@@ -67,7 +77,10 @@ class Program {
   // Offsets must be multiples of 16 floats. Throws std::invalid_argument, as all add_ functions do.
   explicit Program(int64_t arena_floats);
 
-  int add_buffer(Buffer::Kind kind, int64_t offset, int64_t size);
+  // With a stride, the buffer is a window that moves by it in each of `turns` turns of the loop that uses it.
+  int add_buffer(Buffer::Kind kind, int64_t offset, int64_t size, int64_t stride = 0, int64_t turns = 1);
+  // The steps added from `first` on, up to now, run `turns` times. Loops follow each other in order.
+  void add_loop(size_t first, int64_t turns);
   void add_step(std::unique_ptr<NativeStep> step) { steps_.push_back(std::move(step)); }
   const Buffer& buffer(int id, int64_t needed) const;
   // Throws std::invalid_argument unless the context was acquired from this program as it is now.
@@ -83,17 +96,22 @@ class Program {
 
  private:
   int64_t scratch_floats() const;
+  size_t counters() const;
+  void run_steps(const Frame& frame, size_t first, size_t last, size_t counter) const;
   int64_t arena_floats_;
   int64_t input_needed_ = 0, output_needed_ = 0;
   std::vector<Buffer> buffers_;
+  std::vector<int64_t> turns_;  // that each buffer fits
   std::vector<std::unique_ptr<NativeStep>> steps_;
+  std::vector<Loop> loops_;
   std::mutex mutex_;
   std::vector<std::shared_ptr<Context>> idle_;
 };
 
 inline float* resolve(const Buffer& b, const Frame& f) {
-  if (b.kind == Buffer::kInput) return const_cast<float*>(f.input) + b.offset;
-  return (b.kind == Buffer::kOutput ? f.output : f.context->arena()) + b.offset;
+  const int64_t at = b.offset + f.turn * b.stride;
+  if (b.kind == Buffer::kInput) return const_cast<float*>(f.input) + at;
+  return (b.kind == Buffer::kOutput ? f.output : f.context->arena()) + at;
 }
 
 // What happens to a convolution's sums: + bias + residual, then clamped to [low, high].

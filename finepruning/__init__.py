@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from finepruning.config import CompressConfig
 from finepruning.errors import (
     ArgumentError,
     CaptureError,
@@ -17,6 +18,7 @@ from finepruning.errors import (
 )
 
 if TYPE_CHECKING:
+    from finepruning.compress import compress as compress
     from finepruning.engine import SparseModel as SparseModel
 
 __version__ = "0.1.0"
@@ -27,6 +29,7 @@ _LAZY = {"SparseModel": "finepruning.engine"}
 __all__ = [
     "ArgumentError",
     "CaptureError",
+    "CompressConfig",
     "DataError",
     "DeviceError",
     "FinepruningError",
@@ -35,6 +38,7 @@ __all__ = [
     "RunError",
     "SparseModel",
     "__version__",
+    "compress",
 ]
 
 
@@ -43,8 +47,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_LAZY[name]), name)
         globals()[name] = value
         return value
+    if name == "compress":  # the module of that name, which can be called like its function
+        return importlib.import_module("finepruning.compress")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, "compress"})

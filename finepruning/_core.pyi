@@ -16,7 +16,8 @@ class Kernel(TypedDict):
 class PackedConv:
     """Weights of a convolution, repacked for one geometry and mapping: "lanes", "rows", "flat", "matrix", or
     "planar" (rows or flat, whichever the cost model prefers). ``matrix_blocks``: blocks of 16 rows that share
-    one reading of the weights under "matrix"."""
+    one reading of the weights under "matrix". ``tile`` (rows, columns in vectors) and ``block_units`` force
+    what the cost model would choose; zeros leave it the choice."""
 
     def __init__(
         self,
@@ -34,6 +35,8 @@ class PackedConv:
         groups: int,
         mapping: str,
         matrix_blocks: int = 1,
+        tile: tuple[int, int] = (0, 0),
+        block_units: int = 0,
     ) -> None: ...
     @property
     def kernel(self) -> str: ...
@@ -61,8 +64,14 @@ class Program:
     """Native steps over one arena. Sizes and offsets count floats."""
 
     def __init__(self, arena_floats: int) -> None: ...
-    def buffer(self, kind: str, offset: int, size: int) -> int:
-        """A part of the arena, or the start of the caller's "input" or "output"; returns its id."""
+    def buffer(self, kind: str, offset: int, size: int, stride: int = 0, turns: int = 1) -> int:
+        """A part of the arena, or of the caller's "input" or "output"; returns its id.
+
+        With a ``stride`` it moves on by so many floats in every one of ``turns`` turns of its loop.
+        """
+
+    def loop(self, first: int, turns: int) -> None:
+        """Run the steps added from step ``first`` on, up to now, ``turns`` times over."""
 
     def conv(
         self,
@@ -154,3 +163,20 @@ def fma_peak(threads: int) -> float:
 
 def read_bandwidth(threads: int) -> float:
     """Measured bytes per second that ``threads`` threads read from memory, in 1e9."""
+
+def modelled_cycles(
+    value: NDArray[np.float32],
+    column: NDArray[np.int32],
+    rowptr: NDArray[np.int32],
+    *,
+    channels: int,
+    size: tuple[int, int],
+    outputs: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    mapping: str,
+) -> float:
+    """`PackedConv.cost` under "planar" or "lanes", without packing the weights."""

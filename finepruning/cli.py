@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from finepruning import __version__
-from finepruning.commands import bench, compress, inspect
+from finepruning.commands import bench, compare, compress, export, inspect, predict, report, sensitivity
 from finepruning.commands.options import Debug
 from finepruning.errors import FinepruningError
 
@@ -27,8 +27,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("compress")(compress.command)
+app.command("predict")(predict.command)
 app.command("bench")(bench.command)
 app.command("inspect")(inspect.command)
+app.command("compare")(compare.command)
+app.command("report")(report.command)
+app.command("sensitivity")(sensitivity.command)
+app.command("export")(export.command)
 
 
 def _show_version(show: bool) -> None:
@@ -81,7 +86,9 @@ def _is_users(error: Exception) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    text = error.format_message() if hasattr(error, "format_message") else str(error)
+    text = str(error.format_message() if hasattr(error, "format_message") else error)
+    if text.startswith("No such command") and "(" not in text:
+        text += f" Commands: {', '.join(command.name or '' for command in app.registered_commands)}."
     return " ".join(text.split())
 
 

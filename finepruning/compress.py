@@ -5,22 +5,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 import shutil
+import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from finepruning import data, models
+from finepruning import data, mistakes, models
 from finepruning.config import CompressConfig
 from finepruning.environment import describe_environment
-from finepruning.errors import DeviceError, FinepruningError
+from finepruning.errors import DeviceError, FinepruningError, RunError
 from finepruning.loop import Loop
 from finepruning.phases import Phase, budget, phases
 from finepruning.progress import NoProgress, Progress
 from finepruning.pruning import prunable_layers, weights_to_keep
-from finepruning.run import DENSE, REPORT, RunDirectory, check_new, default_path
+from finepruning.run import DATA, DENSE, REPORT, RunDirectory, check_new, default_path
 from finepruning.training import evaluate, resolve_precision
 from finepruning.training.evaluate import Evaluation
 
@@ -68,6 +70,7 @@ def compress(
         splits, network = _prepare(resolved, progress)
         weights_to_keep(prunable_layers(network.module), resolved.target_density)
         with RunDirectory.create(resolved, describe_environment(resolved.device)) as run:
+            run.write_json(DATA, _content(splits))
             return _run(resolved, splits, network, run, progress)
 
 
@@ -118,8 +121,10 @@ def resolve(config: CompressConfig) -> CompressConfig:
         data=str(Path(config.data).expanduser().absolute()) if folder and config.data else config.data,
         model=name,
         weights=str(Path(config.weights).expanduser().absolute()) if in_file else config.weights,
-        final_epochs=config.epochs if config.final_epochs is None else config.final_epochs,
         prune_lr=config.lr if config.prune_lr is None else config.prune_lr,
+        prune_max_grad_norm=(
+            config.max_grad_norm if config.prune_max_grad_norm is None else config.prune_max_grad_norm
+        ),
         precision=resolve_precision(config.precision, device),
         image_size=config.image_size or models.input_spec(name).image_size,
         device=str(device),
@@ -142,7 +147,30 @@ def _resume(path: Path, progress: Progress) -> dict[str, Any]:
                 "the result can differ in rounding"
             )
         splits, network = _prepare(config, progress)
+        _check_unchanged(run, splits)
         return _run(config, splits, network, run, progress)
+
+
+def _content(splits: data.Splits) -> dict[str, Any]:
+    return {"name": splits.name, "classes": list(splits.classes), "images": _sizes(splits)}
+
+
+def _check_unchanged(run: RunDirectory, splits: data.Splits) -> None:
+    """Raise RunError where the data is not what the run was started on."""
+    then, now = run.data(), _content(splits)
+    if then is None or then == now:
+        return
+    if then["classes"] != now["classes"]:
+        gone = [name for name in then["classes"] if name not in now["classes"]]
+        new = [name for name in now["classes"] if name not in then["classes"]]
+        change = f"{len(then['classes'])} classes then, {len(now['classes'])} now" + "".join(
+            f"; {word}: {', '.join(names[:3])}" for word, names in (("gone", gone), ("new", new)) if names
+        )
+    else:
+        change = f"images then {then['images']}, now {now['images']}"
+    raise RunError(
+        f"{splits.name} has changed since the run {run.path} began ({change}); restore it, or start a new run"
+    )
 
 
 def _prepare(config: CompressConfig, progress: Progress) -> tuple[data.Splits, models.Network]:
@@ -217,7 +245,8 @@ def _finish(
     dense.load_state_dict(stored[0])
     dense_accuracy = _test(dense, splits, device)
     progress.advance()
-    sparse_accuracy = _test(SparseModel.from_pretrained(target, device=str(device)), splits, device)
+    sparse = SparseModel.from_pretrained(target, device=str(device))
+    answers = mistakes.ask(sparse, splits.test.batches(32), device)
     seconds = {**loop.facts.seconds, "export": time.perf_counter() - started}
     seconds["total"] = sum(seconds.values())
     layers = _layers(loop.layers)
@@ -233,7 +262,7 @@ def _finish(
         "dense_accuracy": dense_accuracy.accuracy,
         "dense_validation_loss": loop.facts.dense["validation_loss"],
         "accuracy": accuracy.accuracy,
-        "sparse_accuracy": sparse_accuracy.accuracy,
+        "sparse_accuracy": answers.accuracy,
         "density": sum(layer["nnz"] for layer in layers) / sum(layer["size"] for layer in layers),
         "target_density": config.target_density,
         "bytes_dense": (run.path / DENSE).stat().st_size,
@@ -245,6 +274,7 @@ def _finish(
         "rounds": loop.facts.rounds,
         "pareto": _pareto(run, loop, last),
         "history": loop.facts.history,
+        "confusion": mistakes.describe(answers, splits.test, run.path),
     }
     reporting.write(run.path, content)
     run.write_json(REPORT, content)  # last: it marks the run as finished
@@ -340,3 +370,12 @@ def _estimate(config: CompressConfig, splits: data.Splits, module: nn.Module) ->
     trials = 0 if config.search == "none" else config.rounds * config.trials
     images += trials * min(config.search_images, len(splits.validation)) / 3
     return seconds * images / len(y)
+
+
+class _Callable(types.ModuleType):
+    """Lets ``finepruning.compress(config)`` mean the function, whoever imported this module first."""
+
+    __call__ = staticmethod(compress)
+
+
+sys.modules[__name__].__class__ = _Callable

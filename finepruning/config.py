@@ -10,6 +10,10 @@ from finepruning.errors import ArgumentError
 SEARCHES = ("budget", "paper", "random", "none")
 ALLOCATIONS = ("global", "uniform", "erk", "lamp")
 AUGMENTATIONS = ("none", "flip", "dihedral", "crop")
+DENSITY_SCHEDULES = ("geometric", "cubic")
+LR_SCHEDULES = ("cosine", "hold", "rise")
+SALIENCIES = ("magnitude", "fisher")
+OPTIMIZERS = ("sgd", "adam")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -24,23 +28,36 @@ class CompressConfig:
         target_density: kept fraction of all prunable weights, in (0, 1].
         rounds: rounds of (search, fine-tuning). trials: evaluations per search. epochs: epochs per round.
         dense_epochs: epochs of dense fine-tuning before the first round.
-        final_epochs: epochs after the last round with frozen masks; None for the same as ``epochs``.
+        density_schedule: how the density falls over the rounds: "geometric" (equal ratios) or "cubic" (fast
+            first, slow near the target; Zhu and Gupta, 2017).
+        final_epochs: epochs after the last round with frozen masks.
         search: "budget" (scale every layer's saliency under one exact global cut), "paper" (a threshold per
             layer, error minus lambda times sparsity), "random" (control of "budget") or "none".
         allocation: how search "none" spreads a budget over layers: "global", "uniform", "erk", "lamp".
+        saliency: what a weight is worth: "magnitude", or "fisher" (times the root of its Fisher information,
+            estimated at the start of each round).
         search_images: validation images per trial; all are used when there are fewer.
+        look_ahead: training steps that a candidate gets before it is scored.
         theta_bound: the search scales a layer's saliency by exp(theta), |theta| <= theta_bound.
         paper_lambda: worth of one unit of sparsity in units of error, reached in the last round of "paper".
         splicing: let dropped weights come back while fine-tuning; False fixes each round's masks.
         surgery_gamma, surgery_power: masks change with probability (1 + gamma * step) ** -power.
         batch_size: images per step. lr: peak learning rate of dense fine-tuning (SGD, cosine per phase).
         prune_lr: peak learning rate of the rounds and the final phase; None for the same as ``lr``.
+        optimizer: "sgd" or "adam" (AdamW, which wants a tenth of the learning rate or less).
+        lr_schedule: "cosine" (each phase falls to 0) or "hold" (rounds stay at the peak; the dense and the
+            final phase fall to 0) or "rise" (each phase rises, then falls exponentially).
         warmup: epochs over which the dense phase's learning rate rises from 0, at most half of them.
         max_grad_norm: gradients are scaled down to this L2 norm; 0 leaves them as they are.
+        prune_max_grad_norm: the same in the rounds and the final phase; None for the same as
+            ``max_grad_norm``.
+        l2_sp: factor of a penalty on the distance from the weights of the beginning; 0 is off.
         momentum: of SGD. weight_decay: L2 factor.
         distillation: weight of the dense teacher's soft targets in the loss, in [0, 1]; 0 is off.
         temperature: softens the logits of teacher and student.
+        prune_dropout: probability in the network's dropout layers while it is pruned; None leaves it.
         label_smoothing: in [0, 1).
+        ema: decay a step of the mean of the weights that the final phase ends with, in [0, 1); 0 is off.
         precision: "float32", "bfloat16" (autocast) or "auto" (bfloat16 where the device has it in hardware).
         image_size: side of the square input in pixels; None for the model's own.
         augmentation: random changes of training images: "none"; "flip" (left-right); "dihedral" (flips and
@@ -57,29 +74,38 @@ class CompressConfig:
     model: str | None = None
     weights: str = "default"
     target_density: float = 0.1
-    rounds: int = 4
-    trials: int = 16
-    epochs: int = 3
-    dense_epochs: int = 6
-    final_epochs: int | None = None
+    rounds: int = 12
+    trials: int = 8
+    epochs: int = 1
+    dense_epochs: int = 12
+    final_epochs: int = 12
+    density_schedule: str = "cubic"
     search: str = "budget"
     allocation: str = "global"
+    saliency: str = "magnitude"
     search_images: int = 512
+    look_ahead: int = 0
     theta_bound: float = 0.5
     paper_lambda: float = 1.0
-    splicing: bool = True
+    splicing: bool = False
     surgery_gamma: float = 0.01
     surgery_power: float = 1.0
     batch_size: int = 32
     lr: float = 0.01
     prune_lr: float | None = None
+    optimizer: str = "sgd"
+    lr_schedule: str = "hold"
     warmup: float = 1.0
     max_grad_norm: float = 1.0
+    prune_max_grad_norm: float | None = 3.0
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    l2_sp: float = 0.0
     distillation: float = 0.0
     temperature: float = 4.0
+    prune_dropout: float | None = 0.0
     label_smoothing: float = 0.0
+    ema: float = 0.0
     precision: str = "auto"
     image_size: int | None = None
     augmentation: str = "flip"
@@ -94,6 +120,10 @@ class CompressConfig:
         for name, allowed in (
             ("search", SEARCHES),
             ("allocation", ALLOCATIONS),
+            ("density_schedule", DENSITY_SCHEDULES),
+            ("lr_schedule", LR_SCHEDULES),
+            ("saliency", SALIENCIES),
+            ("optimizer", OPTIMIZERS),
             ("precision", PRECISIONS),
             ("augmentation", AUGMENTATIONS),
         ):
@@ -101,7 +131,7 @@ class CompressConfig:
                 raise ArgumentError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
         for name in ("rounds", "trials", "epochs", "batch_size", "search_images"):
             self._at_least(name, 1)
-        for name in ("dense_epochs", "final_epochs", "seed", "workers"):
+        for name in ("dense_epochs", "final_epochs", "look_ahead", "seed", "workers"):
             self._at_least(name, 0)
         for name in ("lr", "prune_lr", "temperature", "theta_bound"):
             value = getattr(self, name)
@@ -110,19 +140,23 @@ class CompressConfig:
         for name in (
             "warmup",
             "max_grad_norm",
+            "prune_max_grad_norm",
             "weight_decay",
+            "l2_sp",
             "paper_lambda",
             "surgery_gamma",
             "surgery_power",
         ):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
+            if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ArgumentError(f"{name} is {value}; it must be a number of at least 0")
-        for name in ("momentum", "label_smoothing"):
+        for name in ("momentum", "label_smoothing", "ema"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ArgumentError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if not 0.0 <= self.distillation <= 1.0:
             raise ArgumentError(f"distillation is {self.distillation}; it must lie between 0 and 1")
+        if self.prune_dropout is not None and not 0.0 <= self.prune_dropout < 1.0:
+            raise ArgumentError(f"prune_dropout is {self.prune_dropout}; it must be at least 0 and below 1")
         if self.image_size is not None and self.image_size < 1:
             raise ArgumentError(f"image_size is {self.image_size}; it must be at least 1 pixel")
 

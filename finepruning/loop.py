@@ -11,6 +11,7 @@ import itertools
 import random
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from finepruning.run import DENSE, STATE, RunDirectory
 from finepruning.search import (
     BayesianSearch,
     BudgetSpace,
+    LookAhead,
     Objective,
     PaperSpace,
     RandomSearch,
@@ -42,9 +44,20 @@ from finepruning.search import (
     best,
 )
 from finepruning.seeding import derive_seed
-from finepruning.training import Evaluation, Recipe, cosine, evaluate, train_epoch
+from finepruning.training import (
+    Evaluation,
+    Recipe,
+    StartingPoint,
+    WeightAverage,
+    cosine,
+    evaluate,
+    rise_and_decay,
+    sensitivities,
+    train_epoch,
+)
 
 CALIBRATION_BATCHES = 8
+FISHER_BATCHES = 16
 
 
 class Loop:
@@ -71,6 +84,8 @@ class Loop:
         self._surgery: Surgery | None = None
         self._momentum: dict[str, Tensor] = {}
         self._teacher: nn.Module | None = None
+        self._average: WeightAverage | None = None
+        self._start = StartingPoint(module, config.l2_sp) if config.l2_sp > 0 else None
         self.facts = Facts()
         self._restore()
 
@@ -116,6 +131,8 @@ class Loop:
         if self._surgery is None:
             self._surgery = Surgery(self.layers)
         surgery, keep, facts = self._surgery, self.keep(phase.round), self.facts
+        if self.config.saliency == "fisher":
+            surgery.sensitivity = self._sensitivities(phase)
         entry: dict[str, Any] = {
             "round": phase.round,
             "budget": budget(self.config, phase.round),
@@ -125,8 +142,9 @@ class Loop:
             "baseline_loss": None,
         }
         if self.config.search == "none":
-            counts = ALLOCATION_RULES[self.config.allocation](surgery.weights, keep)
-            facts.theta = theta_for(surgery.weights, counts)
+            saliency = surgery.saliency()
+            counts = ALLOCATION_RULES[self.config.allocation](saliency, keep)
+            facts.theta = theta_for(saliency, counts)
             self._progress.advance()
         else:
             trials = self._search(phase, surgery, keep)
@@ -151,14 +169,20 @@ class Loop:
         space: Space
         if config.search == "paper":
             trade_off = config.paper_lambda * phase.round / config.rounds
-            space = PaperSpace(surgery.weights, keep, trade_off)
+            space = PaperSpace(surgery.saliency(), keep, trade_off)
         else:
-            space = BudgetSpace(surgery.weights, keep, config.theta_bound)
+            space = BudgetSpace(surgery.saliency(), keep, config.theta_bound)
         seed = derive_seed(config.seed, "search", phase.round)
         make = RandomSearch if config.search == "random" else BayesianSearch
         search: Search = make(space, seed, self.facts.previous)
         objective = Objective(
-            self.module, surgery, space, self._search_batches(), self._calibration(), self._recipe()
+            self.module,
+            surgery,
+            space,
+            self._search_batches(),
+            self._calibration(),
+            self._recipe(phase),
+            self._look_ahead(phase),
         )
         trials = [trial for trial in self._run.trials() if trial.round == phase.round]
         self._progress.advance(len(trials))
@@ -175,6 +199,28 @@ class Loop:
         batches = self.splits.validation.batches(size, shuffle=derive_seed(self.config.seed, "search images"))
         return list(itertools.islice(batches, max(1, self.config.search_images // size)))
 
+    def _look_ahead(self, phase: Phase) -> LookAhead | None:
+        config = self.config
+        if config.look_ahead == 0:
+            return None
+        self._need_teacher()
+        seed = derive_seed(config.seed, "look-ahead", phase.round)
+        batches = self.splits.train.batches(config.batch_size, shuffle=seed, augment=True, drop_last=True)
+        return LookAhead(
+            list(itertools.islice(batches, config.look_ahead)),
+            config.lr if config.prune_lr is None else config.prune_lr,
+            config.momentum,
+            config.weight_decay,
+            seed,
+            self._teacher,
+        )
+
+    def _sensitivities(self, phase: Phase) -> list[Tensor]:
+        seed = derive_seed(self.config.seed, "fisher", phase.round)
+        batches = self.splits.train.batches(self.config.batch_size, shuffle=seed, drop_last=True)
+        chosen = list(itertools.islice(batches, FISHER_BATCHES))
+        return sensitivities(self.module, self.layers, chosen, self._recipe(phase))
+
     def _calibration(self) -> list[tuple[Tensor, Tensor]]:
         """Training images for BatchNorm statistics; none are needed without such layers."""
         if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.module.modules()):
@@ -187,7 +233,7 @@ class Loop:
 
     def _tune(self, phase: Phase) -> None:
         self._begin(phase)
-        optimizer = self._optimizer()
+        optimizer = self._optimizer(phase)
         for epoch in range(self.facts.step, phase.epochs):
             self._epoch(phase, epoch, optimizer)
             self.facts.step = epoch + 1
@@ -200,8 +246,12 @@ class Loop:
         surgery = self._surgery
         if surgery is not None and (phase.kind == "final" or not self.config.splicing):
             surgery.freeze()
-        if phase.kind != "dense" and self.config.distillation > 0 and self._teacher is None:
-            self._teacher = self._load_teacher()
+        if phase.kind != "dense":
+            self._need_teacher()
+            if self.config.prune_dropout is not None:
+                set_dropout(self.module, self.config.prune_dropout)
+        if phase.kind == "final" and self.config.ema > 0 and self._average is None:
+            self._average = WeightAverage(self.module, self.config.ema)
         self._progress.advance(self.facts.step * self.steps_per_epoch)
 
     def _epoch(self, phase: Phase, epoch: int, optimizer: torch.optim.Optimizer) -> None:
@@ -214,6 +264,10 @@ class Loop:
         warmup = min(config.warmup, phase.epochs / 2) if phase.kind == "dense" else 0.0
 
         def rate(step: int) -> float:
+            if phase.kind == "round" and config.lr_schedule == "hold":
+                return peak
+            if config.lr_schedule == "rise":
+                return rise_and_decay(epoch * steps + step, phase.epochs * steps, peak)
             return cosine(epoch * steps + step, phase.epochs * steps, peak, round(warmup * steps))
 
         def after_step(step: int, loss: float) -> None:
@@ -221,6 +275,8 @@ class Loop:
                 chance = update_probability(epoch * steps + step, config.surgery_gamma, config.surgery_power)
                 if draw.random() < chance:
                     self._update_masks(phase)
+            if self._average is not None:
+                self._average.update()
             self._progress.advance(loss=loss)
 
         try:
@@ -233,10 +289,11 @@ class Loop:
                     augment=True,
                     drop_last=True,
                 ),
-                self._recipe(),
+                self._recipe(phase),
                 rate,
                 surgery=self._surgery,
                 teacher=self._teacher,
+                start=self._start,
                 after_step=after_step,
             )
         except TrainingError as error:
@@ -278,6 +335,11 @@ class Loop:
     def _end(self, phase: Phase) -> None:
         """Note how the phase ended; without an epoch in it, the network is validated as it is."""
         if phase.kind == "final":
+            if self._average is not None:
+                assert self._surgery is not None
+                with self._surgery.dense():
+                    self._average.apply()
+                self._average = None
             return
         if phase.epochs:
             last = self.facts.history[-1]
@@ -294,41 +356,53 @@ class Loop:
 
     def _validate(self) -> Evaluation:
         batches = self.splits.validation.batches(self.config.batch_size)
-        return evaluate(self.module, batches, self._device, self.config.precision)
+        with self._average.applied() if self._average is not None else nullcontext():
+            return evaluate(self.module, batches, self._device, self.config.precision)
 
     def _density(self) -> float:
         if self._surgery is None:
             return 1.0
         return self._surgery.kept / sum(weight.numel() for weight in self.layers.values())
 
-    def _recipe(self) -> Recipe:
+    def _recipe(self, phase: Phase) -> Recipe:
         config = self.config
+        limit = config.max_grad_norm
+        if phase.kind != "dense" and config.prune_max_grad_norm is not None:
+            limit = config.prune_max_grad_norm
         return Recipe(
             self._device,
             config.precision,
-            max_grad_norm=config.max_grad_norm,
+            max_grad_norm=limit,
             distillation=config.distillation,
             temperature=config.temperature,
             label_smoothing=config.label_smoothing,
         )
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        config = self.config
-        optimizer = torch.optim.SGD(
-            self.module.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-        parameters = list(self.module.parameters())
+    def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
+        """The phase's optimizer, in the state it was saved in."""
+        config, parameters = self.config, list(self.module.parameters())
+        optimizer: torch.optim.Optimizer
+        if config.optimizer == "adam":
+            optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        else:
+            optimizer = torch.optim.SGD(
+                parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            )
         for key, value in self._momentum.items():
-            parameter = parameters[int(key)]
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(value)
+            index, name = key.split(".")
+            parameter = parameters[int(index)]
+            like = parameter if value.dim() else value
+            optimizer.state[parameter][name] = torch.empty_like(like).copy_(value)
         return optimizer
 
-    def _load_teacher(self) -> nn.Module:
+    def _need_teacher(self) -> None:
+        if self.config.distillation == 0 or self._teacher is not None:
+            return
         stored = self._run.read_tensors(DENSE)
         assert stored is not None
         teacher = copy.deepcopy(self.module)
         teacher.load_state_dict(stored[0])
-        return teacher.eval().requires_grad_(False)
+        self._teacher = teacher.eval().requires_grad_(False)
 
     # --- state ---------------------------------------------------------------------------------
 
@@ -340,6 +414,12 @@ class Loop:
             ):
                 tensors[f"module.{name}.weight"] = weight
                 tensors[f"mask.{name}"] = mask
+            if self._surgery.sensitivity is not None:
+                for name, factor in zip(self.layers, self._surgery.sensitivity, strict=True):
+                    tensors[f"sensitivity.{name}"] = factor
+        self.facts.averaged = 0 if self._average is None else self._average.updates
+        if self._average is not None:
+            tensors |= {f"average.{name}": value for name, value in self._average.tensors.items()}
         tensors |= {f"momentum.{key}": value for key, value in self._momentum.items()}
         self._run.write_tensors(STATE, tensors, vars(self.facts))
 
@@ -360,7 +440,20 @@ class Loop:
         if masks:
             self._surgery = Surgery(self.layers)
             self._surgery.set_masks([masks[name].to(self._device) for name in self.layers])
+            factors = dict(_under("sensitivity.", tensors))
+            if factors:
+                self._surgery.sensitivity = [factors[name].to(self._device) for name in self.layers]
         self._momentum = dict(_under("momentum.", tensors))
+        average = dict(_under("average.", tensors))
+        if average:
+            self._average = WeightAverage(self.module, self.config.ema, average, self.facts.averaged)
+
+
+def set_dropout(module: nn.Module, probability: float) -> None:
+    """Set the probability of every dropout layer."""
+    for child in module.modules():
+        if isinstance(child, nn.modules.dropout._DropoutNd):
+            child.p = probability
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -370,9 +463,11 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tenso
 
 
 def _momentum(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimizer remembers, as ``"index.name"`` of the parameter and the tensor."""
     parameters = optimizer.param_groups[0]["params"]
     return {
-        str(index): optimizer.state[parameter]["momentum_buffer"]
+        f"{index}.{name}": value
         for index, parameter in enumerate(parameters)
-        if optimizer.state[parameter].get("momentum_buffer") is not None
+        for name, value in optimizer.state[parameter].items()
+        if isinstance(value, Tensor)
     }

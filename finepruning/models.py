@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,6 +155,7 @@ def _tensors(key: str, weights: str) -> tuple[dict[str, Tensor], str]:
     origin = f"the published weights of {key}"
     try:
         if key.startswith("timm:"):
+            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
             full = _timm().create_model(key[len("timm:") :], pretrained=True)
         else:
             full = torchvision.models.get_model(key, weights="DEFAULT", progress=False)

@@ -24,6 +24,7 @@ class Facts:
 
     Attributes:
         phase, step: index of the phase to go on with, and how many of its epochs are done.
+        averaged: steps that the mean of the weights has taken in during this phase.
         theta: of the current round. previous: theta of the round before.
         spliced: weights re-admitted in the current round so far.
         dense: validation loss and accuracy of the dense network.
@@ -32,6 +33,7 @@ class Facts:
 
     phase: int = 0
     step: int = 0
+    averaged: int = 0
     theta: list[float] = field(default_factory=list)
     previous: list[float] | None = None
     spliced: int = 0
@@ -50,11 +52,13 @@ def phases(config: CompressConfig) -> list[Phase]:
         title = f"round {number}/{config.rounds}"
         result.append(Phase("search", number, f"{title}: search"))
         result.append(Phase("round", number, f"{title}: fine-tuning", config.epochs))
-    final = config.epochs if config.final_epochs is None else config.final_epochs
-    result.append(Phase("final", config.rounds, "final fine-tuning", final))
+    result.append(Phase("final", config.rounds, "final fine-tuning", config.final_epochs))
     return result
 
 
 def budget(config: CompressConfig, number: int) -> float:
-    """Density after round ``number`` (from 1): from 1 to the target in equal ratios."""
-    return float(config.target_density ** (number / config.rounds))
+    """Density after round ``number`` (from 1); the last is the target."""
+    target, done = config.target_density, number / config.rounds
+    if config.density_schedule == "cubic":
+        return float(target + (1.0 - target) * (1.0 - done) ** 3)
+    return float(target**done)

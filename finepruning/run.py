@@ -20,9 +20,10 @@ from finepruning.config import CompressConfig
 from finepruning.errors import RunError
 from finepruning.search import Trial
 
-CONFIG, ENVIRONMENT, TRIALS, REPORT, LOCK = (
+CONFIG, ENVIRONMENT, DATA, TRIALS, REPORT, LOCK = (
     "config.yaml",
     "environment.json",
+    "data.json",
     "trials.jsonl",
     "report.json",
     "lock",
@@ -79,6 +80,8 @@ class RunDirectory:
         Raises:
             RunError: there is no run in this directory, or another process holds it.
         """
+        if not path.is_dir():
+            raise RunError(f"{path} is not a run directory: there is no such folder")
         if not (path / CONFIG).is_file():
             raise RunError(f"{path} is not a run directory: it has no {CONFIG}")
         return cls(path.resolve())
@@ -100,14 +103,22 @@ class RunDirectory:
         try:
             values = yaml.safe_load(path.read_text())
             known = {field.name for field in fields(CompressConfig)}
-            if not isinstance(values, dict) or not set(values) <= known:
-                raise RunError(f"{path} holds options that this version does not know")
+            if not isinstance(values, dict):
+                raise RunError(f"{path} does not hold the options of a run")
+            if unknown := sorted(map(str, set(values) - known)):
+                raise RunError(
+                    f"{path} holds options of another version of finepruning: {', '.join(unknown)}"
+                )
             return CompressConfig(**values)
         except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
             raise RunError(f"{path} cannot be read: {error}") from None
 
     def environment(self) -> dict[str, Any]:
         return self._read_json(ENVIRONMENT)
+
+    def data(self) -> dict[str, Any] | None:
+        """What the run was started on: ``classes`` and ``images`` a split; None where it was not noted."""
+        return self._read_json(DATA) if (self.path / DATA).exists() else None
 
     def report(self) -> dict[str, Any] | None:
         """The finished run's report, None before."""
@@ -220,6 +231,8 @@ def check_new(path: Path) -> None:
     parent = path
     while not parent.exists():
         parent = parent.parent
+    if not parent.is_dir():
+        raise RunError(f"{path} cannot be created: {parent} is no folder; choose another --out")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise RunError(f"{path} cannot be written: no permission in {parent}; choose another --out")
 

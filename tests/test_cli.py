@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from finepruning import __version__
@@ -81,6 +83,7 @@ def test_every_field_of_the_configuration_is_an_option_with_help(capsys: Capture
 def test_usage_errors_are_one_line_and_suggest(capsys: Captured) -> None:
     assert "--target-density" in error_of(capsys, "compress", "--target-densty", "0.1")
     assert "bench" in error_of(capsys, "bnch")
+    assert "inspect" in error_of(capsys, "frobnicate")
     assert "--rounds" in error_of(capsys, "compress", "--rounds", "many")
     assert "model" in error_of(capsys, "inspect").lower()
 
@@ -117,7 +120,6 @@ def test_data_that_cannot_be_used(capsys: Captured, here: Path) -> None:
 
 
 def test_weights_of_another_network(capsys: Captured, here: Path) -> None:
-    import torch
     from safetensors.torch import save_file
 
     save_file({"stem.weight": torch.zeros(3, 3)}, here / "other.safetensors")
@@ -135,6 +137,27 @@ def test_resume_from_what_is_no_run(capsys: Captured, here: Path) -> None:
     assert "not a run" in error_of(capsys, "compress", "--resume", here)
     line = error_of(capsys, "compress", "--resume", here, "--target-density", "0.2")
     assert "--target-density" in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("command", ["compress", "bench"])
+def test_cuda_where_there_is_none(capsys: Captured, here: Path, command: str) -> None:
+    (here / "runs" / "latest" / "model").mkdir(parents=True)
+    assert "--device cpu" in error_of(capsys, command, "--device", "cuda")
+
+
+def test_completion_knows_commands_and_options() -> None:
+    for words, count, expected in (
+        ("finepruning ins", 1, "inspect"),
+        ("finepruning bench --pee", 2, "--peers"),
+    ):
+        environment = {**os.environ, "_FINEPRUNING_COMPLETE": "complete_bash"}
+        environment |= {"COMP_WORDS": words, "COMP_CWORD": str(count)}
+        code = "from finepruning.cli import main; main()"
+        result = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+        assert expected in result.stdout
 
 
 def test_debug_lets_the_traceback_through(here: Path) -> None:

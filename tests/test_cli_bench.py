@@ -55,7 +55,7 @@ def test_bench_of_a_run_ends_with_the_whole_story(run_dir: Path, capsys: Capture
         "0.6000",
         "2.0x smaller",
         "latency, batch 1",
-        "report.md",
+        "report.html",
     ):
         assert expected in text
     assert str(run_dir / "model") in text

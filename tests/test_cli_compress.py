@@ -55,7 +55,7 @@ def test_options_become_the_configuration(asked: list[Any], capsys: Captured) ->
         "95.0 %",
         "0.1000",
         "640 kB",
-        "/somewhere/runs/net/report.md",
+        "/somewhere/runs/net/report.html",
         "pareto.png",
         "1 min 1 s",
     ):

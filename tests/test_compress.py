@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tiny_run import CLASSES, make_images, tiny_config, use_tiny_network
 
 from finepruning import SparseModel, data
@@ -87,12 +90,12 @@ def test_a_run_leaves_model_report_trials_and_configuration(finished: Path, imag
     assert kept == round(0.2 * total)
     assert report["density"] == kept / total
     assert [layer["name"] for layer in report["layers"]] == ["0", "6"]
-    assert [entry["density"] for entry in report["rounds"]] == pytest.approx([0.2**0.5, 0.2], abs=1 / total)
+    assert [entry["density"] for entry in report["rounds"]] == pytest.approx([0.3, 0.2], abs=1 / total)
     assert report["accuracy"] == report["sparse_accuracy"] >= 0.6
     assert report["dense_accuracy"] >= 0.6
     assert report["classes"] == list(CLASSES)
     assert {point["kind"] for point in report["pareto"]} == {"dense", "trial", "round", "final"}
-    assert len(report["history"]) == 2 + 2 * 2 + 1
+    assert len(report["history"]) == 2 + 2 * 2 + 2
     assert report["seconds"]["total"] > 0
     trials = [json.loads(line) for line in (finished / "trials.jsonl").read_text().splitlines()]
     assert [(t["round"], t["index"]) for t in trials] == [(r, i) for r in (1, 2) for i in range(5)]
@@ -101,7 +104,16 @@ def test_a_run_leaves_model_report_trials_and_configuration(finished: Path, imag
     assert config["model"] == "tiny"
     assert config["data"] == str(images)
     assert config["prune_lr"] == 0.01
-    for name in ("environment.json", "report.md", "pareto.png", "checkpoints/dense.safetensors"):
+    matrix = report["confusion"]["matrix"]
+    assert sum(map(sum, matrix)) == report["images"]["test"]
+    assert sum(matrix[i][i] for i in range(3)) == round(report["sparse_accuracy"] * report["images"]["test"])
+    for name in (
+        "environment.json",
+        "report.md",
+        "report.html",
+        "pareto.png",
+        "checkpoints/dense.safetensors",
+    ):
         assert (finished / name).stat().st_size > 0
     assert (finished.parent / "latest").resolve() == finished.resolve()
 
@@ -169,6 +181,9 @@ def test_the_callers_random_numbers_are_left_alone(images: Path, tmp_path: Path)
         {"search": "none", "allocation": "erk"},
         {"search": "none", "allocation": "global", "splicing": False},
         {"dense_epochs": 0, "final_epochs": 0},
+        {"saliency": "magnitude", "l2_sp": 0.0, "ema": 0.0},
+        {"lr_schedule": "rise", "density_schedule": "geometric"},
+        {"optimizer": "adam", "lr": 0.001, "look_ahead": 2},
         {"target_density": 1.0},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
@@ -187,9 +202,46 @@ def test_without_splicing_no_weight_comes_back(images: Path, tmp_path: Path) -> 
 
 
 def test_budgets_cool_to_the_target_in_equal_ratios() -> None:
-    config = CompressConfig(target_density=0.01, rounds=4)
+    config = CompressConfig(target_density=0.01, rounds=4, density_schedule="geometric")
     densities = [budget(config, number) for number in range(1, 5)]
     assert densities == pytest.approx([10**-0.5, 0.1, 10**-1.5, 0.01])
+
+
+def test_cubic_budgets_fall_fast_and_end_slowly_at_the_target() -> None:
+    config = CompressConfig(target_density=0.1, rounds=5, density_schedule="cubic")
+    densities = [budget(config, number) for number in range(6)]
+    falls = [before - after for before, after in itertools.pairwise(densities)]
+    assert densities[0] == 1.0
+    assert densities[-1] == pytest.approx(0.1)
+    assert falls == sorted(falls, reverse=True)
+
+
+def test_rounds_can_hold_the_learning_rate(images: Path, tmp_path: Path) -> None:
+    options = {"lr_schedule": "hold", "prune_lr": 0.02, "search": "none", "final_epochs": 2}
+    history = compress(tiny_config(images, tmp_path / "run", **options))["history"]
+    assert [entry["lr"] for entry in history if entry["phase"] == "round"] == [0.02] * 4
+    first, second = [entry["lr"] for entry in history if entry["phase"] == "final"]
+    assert first == 0.02 > second
+
+
+def test_dropout_can_be_another_while_pruning(images: Path, tmp_path: Path) -> None:
+    losses = []
+    for dropout in (0.0, 0.9):
+        options = {"prune_dropout": dropout, "search": "none", "distillation": 0.0}
+        history = compress(tiny_config(images, tmp_path / str(dropout), **options))["history"]
+        losses.append([entry["train_loss"] for entry in history])
+    assert losses[0][:2] == losses[1][:2]  # dense fine-tuning keeps the network's own
+    assert losses[0][2] < losses[1][2]
+
+
+def test_the_mean_of_the_weights_is_what_is_tested_and_written(images: Path, tmp_path: Path) -> None:
+    options = {"search": "none", "final_epochs": 2}
+    reports = [compress(tiny_config(images, tmp_path / str(ema), ema=ema, **options)) for ema in (0.0, 0.9)]
+    last, averaged = [report["history"][-1] for report in reports]
+    assert averaged["train_loss"] == last["train_loss"]  # training itself is the same
+    assert averaged["validation_loss"] != last["validation_loss"]
+    assert reports[1]["accuracy"] == reports[1]["sparse_accuracy"]
+    assert model_bytes(tmp_path / "0.0") != model_bytes(tmp_path / "0.9")
 
 
 def test_dry_run_tells_the_plan_and_writes_nothing(images: Path, tmp_path: Path) -> None:
@@ -230,6 +282,15 @@ def test_impossible_densities_are_refused(density: float) -> None:
         ("distillation", 1.5),
         ("weight_decay", -1.0),
         ("batch_size", 0),
+        ("ema", 1.0),
+        ("look_ahead", -1),
+        ("prune_dropout", 1.0),
+        ("optimizer", "newton"),
+        ("saliency", "age"),
+        ("l2_sp", -1.0),
+        ("prune_max_grad_norm", float("inf")),
+        ("lr_schedule", "steps"),
+        ("density_schedule", "linear"),
     ],
 )
 def test_impossible_options_are_refused_by_name(option: str, value: Any) -> None:
@@ -257,11 +318,38 @@ def test_an_occupied_directory_is_refused(finished: Path, images: Path, tmp_path
         compress(tiny_config(images, tmp_path))
     with pytest.raises(RunError, match="is a file"):
         compress(tiny_config(images, tmp_path / "file"))
+    with pytest.raises(RunError, match="is no folder"):
+        compress(tiny_config(images, tmp_path / "file" / "run"))
 
 
 def test_resuming_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"not a run directory: it has no config\.yaml"):
         compress(CompressConfig(), resume=tmp_path)
+    with pytest.raises(RunError, match="there is no such folder"):
+        compress(CompressConfig(), resume=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("change", ["new class", "other name", "one image less"])
+def test_resuming_on_other_data_is_refused(change: str, images: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(images, tmp_path / "images"))
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        compress(tiny_config(folder, out), progress=Recorder(interrupt_after=8))
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    if change == "new class":
+        shutil.copytree(folder / "dark", folder / "zebra")
+        for file in (folder / "zebra").iterdir():
+            Image.open(file).rotate(90).save(file)
+        named = "3 classes then, 4 now; new: zebra"
+    elif change == "other name":
+        (folder / "dark").rename(folder / "black")
+        named = "3 classes then, 3 now; gone: dark; new: black"
+    else:
+        (folder / "dark" / "3.png").unlink()
+        named = "images then"
+    with pytest.raises(RunError, match=f"has changed since the run .*{named}"):
+        compress(CompressConfig(), resume=out)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
 def test_a_second_process_is_refused(images: Path, tmp_path: Path) -> None:

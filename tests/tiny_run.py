@@ -61,7 +61,10 @@ def use_tiny_network(patch: Any) -> None:
 
 
 def tiny_config(data: Path, out: Path, **options: Any) -> CompressConfig:
-    """Two rounds of three trials and two epochs each, on the CPU in float32."""
+    """Two rounds of three trials and two epochs each, on the CPU in float32.
+
+    Everything that a checkpoint has to keep is on.
+    """
     values: dict[str, Any] = {
         "data": str(data),
         "out": str(out),
@@ -70,7 +73,12 @@ def tiny_config(data: Path, out: Path, **options: Any) -> CompressConfig:
         "rounds": 2,
         "trials": 5,
         "epochs": 2,
-        "final_epochs": 1,
+        "final_epochs": 2,
+        "splicing": True,
+        "saliency": "fisher",
+        "l2_sp": 1e-3,
+        "prune_dropout": None,
+        "ema": 0.8,
         "batch_size": 8,
         "distillation": 0.3,
         "precision": "float32",

@@ -28,6 +28,7 @@ class Peer:
         package: distribution it needs beside PyTorch, else None.
         devices: device types it runs on. dtypes: arithmetic it offers.
         on_request: left out unless named, because preparing it takes long.
+        sparse: it gains from zeros itself, so it does not count as a dense runtime.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Peer:
     devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[torch.dtype, ...] = FLOATS
     on_request: bool = False
+    sparse: bool = False
 
     @property
     def installed(self) -> bool:

@@ -263,7 +263,8 @@ def _rows(
         timings = interleave(calls, stopwatch=HostStopwatch(), seconds=options.seconds)
     for row in rows:
         row.update(_times(timings.get(row["peer"])))
-    dense = [row["median_ms"] for row in rows[1:] if row["median_ms"] is not None]
+    sparse = {peer.name for peer in peers if peer.sparse}
+    dense = [r["median_ms"] for r in rows[1:] if r["median_ms"] is not None and r["peer"] not in sparse]
     if dense:
         rows[0]["speedup"] = min(dense) / rows[0]["median_ms"]
     return rows

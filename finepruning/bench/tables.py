@@ -125,6 +125,7 @@ def show_closing(result: dict[str, Any], report: dict[str, Any], console: Consol
                 )
             )
     print_table(console, ("", "dense", "compressed", ""), rows)
+    console.print()
 
 
 def _ms(value: float | None) -> str:

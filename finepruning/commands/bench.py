@@ -12,6 +12,7 @@ from finepruning.commands.options import Debug
 from finepruning.errors import ArgumentError
 
 DEFAULT_RUN = Path("runs/latest")
+STANDARD_OUTPUT = Path("-")
 
 
 def command(
@@ -51,7 +52,10 @@ def command(
     ] = True,
     seconds: Annotated[float, typer.Option("--seconds", help="Timed seconds wanted a row.")] = 1.0,
     output: Annotated[
-        Path | None, typer.Option("--json", help="Also write the results to this file.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--json", help="Also write the results to this file; - prints them alone.", show_default=False
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -69,7 +73,7 @@ def command(
         raise ArgumentError("--density goes with --model; a stored model has its density already")
     batches = _batches(batch)
     names = None if peers is None else () if peers == "none" else tuple(_items(peers))
-    if output is not None and not output.absolute().parent.is_dir():
+    if output not in (None, STANDARD_OUTPUT) and not output.absolute().parent.is_dir():
         raise ArgumentError(f"--json {output}: the folder {output.absolute().parent} does not exist")
     if model_or_run is None and model is None:
         if not DEFAULT_RUN.exists():
@@ -89,8 +93,13 @@ def command(
         seconds=seconds,
     )
     result, report, run = _measure(model_or_run, model, 0.1 if density is None else density, options)
-    _show(result, report, run)
-    if output is not None:
+    if output == STANDARD_OUTPUT:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        _show(result, report, run)
+    if run is not None and report is not None:
+        _keep(result, report, run)
+    if output is not None and output != STANDARD_OUTPUT:
         try:
             output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
@@ -121,6 +130,20 @@ def _measure(
         directory = Path(folder) / "model"
         prune_random(model, density).save_pretrained(directory)
         return bench(directory, model, options, say=_say), None, None
+
+
+def _keep(result: dict[str, Any], report: dict[str, Any], run: Path) -> None:
+    """Store the result in the run, where its report shows it; a run that cannot be written stays as it is."""
+    from finepruning.report import write
+    from finepruning.report.writer import BENCH
+
+    try:
+        (run / BENCH).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write(run.resolve(), report)
+    except OSError as error:
+        _say(f"{run} cannot be written ({error.strerror}), so its report stays without these figures")
+    except (KeyError, TypeError):
+        _say(f"{run} was made by another version, so its report stays without these figures")
 
 
 def _show(result: dict[str, Any], report: dict[str, Any] | None, run: Path | None) -> None:

@@ -22,7 +22,7 @@ _ALIASES = {
 }
 _LAYOUT = "expected one subfolder per class, or train/, val/ and test/ (the last two optional) holding them"
 _SYSTEM_FILES = {"thumbs.db", "desktop.ini", "icon\r", "__macosx"}
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _scan(root: Path) -> tuple[tuple[str, ...], list[File]]:
         raise DataError(f"{root}: not a folder; {_LAYOUT}")
     folders = _subfolders(root)
     if not folders:
-        if any(path.suffix.lower() in _IMAGE_SUFFIXES for path in _visible(root)):
+        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in _visible(root)):
             raise DataError(
                 f"{root}: the images lie directly in this folder, so their class is unknown; {_LAYOUT}"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -40,8 +40,12 @@ class Images:
         *,
         augmentation: str = "none",
         workers: int = 0,
+        names: Sequence[str] | None = None,
     ) -> None:
-        """Take rows ``index`` (int64 [n]) of ``pixels`` (uint8 [m, 3, r, r], or a source of m images)."""
+        """Take rows ``index`` (int64 [n]) of ``pixels`` (uint8 [m, 3, r, r], or a source of m images).
+
+        ``names``, where images have any, are those of all m.
+        """
         if len(index) != len(labels):
             raise ArgumentError(f"images: {len(index)} rows but {len(labels)} labels")
         self.labels = labels
@@ -50,6 +54,7 @@ class Images:
         self._pixels = pixels
         self._index = index
         self._workers = workers
+        self._names = names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,6 +63,16 @@ class Images:
     def cached(self) -> bool:
         """Whether the decoded images are held in memory."""
         return isinstance(self._pixels, Tensor)
+
+    def name(self, position: int) -> str | None:
+        """Name of the image at ``position`` of the split, such as its file's, where it has one."""
+        return None if self._names is None else self._names[int(self._index[position])]
+
+    def picture(self, position: int) -> Tensor:
+        """Pixels of the image at ``position`` of the split: uint8 [3, image_size, image_size]."""
+        row = int(self._index[position])
+        pixels = self._pixels[row] if isinstance(self._pixels, Tensor) else self._pixels.pixels(row)
+        return self.preprocessing.center(pixels)
 
     def batches(
         self, batch_size: int, *, shuffle: int | None = None, augment: bool = False, drop_last: bool = False

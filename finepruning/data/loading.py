@@ -91,6 +91,7 @@ def load(
             preprocessing,
             augmentation=augmentation,
             workers=workers,
+            names=table.names,
         )
         for split, members in splits.items()
     }
@@ -115,6 +116,7 @@ class _Table:
         rows: which of the m images are used. labels: their classes.
         given: their splits, None where the data set does not say.
         groups: equal for images that must stay in one split.
+        names: of the m images, where they have any.
         messages: what was done that the user did not ask for.
     """
 
@@ -125,6 +127,7 @@ class _Table:
     labels: list[int]
     given: list[str | None]
     groups: list[Any]
+    names: list[str] | None = None
     messages: list[str] = field(default_factory=list)
 
     def fill_splits(self, seed: int) -> dict[str, list[int]]:
@@ -178,6 +181,7 @@ def _folder(root: Path, side: int, workers: int, cache_limit: int) -> _Table:
         labels=[files[row].label for row in rows],
         given=[files[row].split for row in rows],
         groups=[digests[row] for row in rows],
+        names=[str(file.path.relative_to(root)) for file in files],
         messages=messages,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from finepruning import _core
 from finepruning.engine.cpu_lowering import Lowering
+from finepruning.engine.cpu_schedule import Schedule, schedule
 from finepruning.engine.cpu_tape import Call, build, detached
 from finepruning.engine.plan import Plan, StepReport
 from finepruning.errors import InputError
@@ -23,8 +25,11 @@ class CpuExecutor:
     PyTorch between them. Every call in flight holds an arena of its own, kept for the next call.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        lowering = Lowering(plan)
+    def __init__(self, plan: Plan, replan: Callable[[int], Plan] | None = None) -> None:
+        """``replan`` gives the same plan for another batch size; without it, the batch runs step by step."""
+        chosen = schedule(plan, torch.get_num_threads()) if replan is not None else Schedule()
+        chunk = replan(chosen.images) if replan is not None and chosen.steps else None
+        lowering = Lowering(plan, chosen.steps, chunk)
         self._plan = plan
         self._reports = lowering.reports
         self._built = build(lowering.tape)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from finepruning.engine.cpu_lowering_maps import MapLowering
-from finepruning.engine.cpu_tape import LANED, LANES, PLANAR, Buffer, lane_blocks
-from finepruning.engine.cpu_weights import csr_arrays, packed_conv
+from finepruning.engine.cpu_schedule import DENSE_ABOVE, LANE_BATCH, outliving
+from finepruning.engine.cpu_tape import LANED, LANES, PLANAR, Buffer, Storage, lane_blocks
+from finepruning.engine.cpu_weights import csr_arrays, geometry, packed_conv
 from finepruning.engine.plan import Plan, Step
 from finepruning.sparse.csr import CSR
 
-# From so many images on, 16 to a vector beat one after the other even with lanes left empty.
-LANE_BATCH = 12
-# Above this share of nonzeros a dense kernel does more useful work per second than a sparse one.
-DENSE_ABOVE = 0.6
 MAX_GATHER_COLUMNS = 65536
 FUSED = (None, "relu", "relu6")
 
@@ -25,11 +23,47 @@ FUSED = (None, "relu", "relu6")
 class Lowering(MapLowering):
     """Turns the steps of a plan into operations on a tape, with a report for each."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, looped: int = 0, chunk: Plan | None = None) -> None:
+        """``chunk`` is the plan for the images of one chunk, of which the first ``looped`` steps are taken.
+
+        See `finepruning.engine.cpu_schedule`.
+        """
         super().__init__(plan)
-        for step in plan.steps:
+        if chunk is not None:
+            self._loop(looped, chunk)
+        for step in plan.steps[looped if chunk is not None else 0 :]:
             self._lower(step)
         self._finish()
+
+    def _loop(self, steps: int, chunk: Plan) -> None:
+        """Lower the first steps for one chunk, as a loop whose results are the whole batch's."""
+        turns = self.plan.batch // chunk.batch
+        whole, self.plan = self.plan, chunk
+        source = self._input_storage(chunk)
+        given = source.buffers[PLANAR]
+        given.turns = turns
+        self.tape.storage[whole.input] = source
+        self.looping = True
+        for step in chunk.steps[:steps]:
+            self._lower(step)
+        self.looping = False
+        self.plan = whole
+        self.tape.loop = (len(self.tape.operations), turns)
+        kept = {name: self.tape.storage[name] for name in outliving(whole, steps)}
+        self.tape.storage[whole.input] = self._input_storage(whole)
+        for name, storage in kept.items():
+            window = storage.buffers[PLANAR]
+            if window is given:
+                self.tape.storage[name] = self.tape.storage[whole.input]
+                continue
+            if window.whole is None:
+                window.whole, window.turns = Buffer(window.size * turns), turns
+            images = storage.images * turns
+            self.tape.storage[name] = Storage(images, storage.floats, {PLANAR: window.whole})
+        self.reports = [
+            replace(report, shape=whole.values[step.output].shape)
+            for report, step in zip(self.reports, whole.steps, strict=False)
+        ]
 
     def _finish(self) -> None:
         """The result goes to the caller's tensor: written there by its last step where that is possible."""
@@ -71,20 +105,8 @@ class Lowering(MapLowering):
         shape = self._value(step.inputs[0]).shape
         if len(shape) != 4:
             return False
-        layout = LANED if shape[0] >= LANE_BATCH else PLANAR
-        attrs = step.attrs
-        packed = packed_conv(
-            weight,
-            mapping=layout,
-            channels=shape[1],
-            size=tuple(shape[2:]),
-            outputs=weight.rows,
-            kernel=tuple(weight.shape[2:]),
-            stride=tuple(attrs["stride"]),
-            padding=tuple(attrs["padding"]),
-            dilation=tuple(attrs["dilation"]),
-            groups=attrs["groups"],
-        )
+        layout = LANED if shape[0] >= LANE_BATCH and not self.looping else PLANAR
+        packed = packed_conv(weight, mapping=layout, **geometry(step, shape))
         images = lane_blocks(shape[0]) if layout == LANED else shape[0]
         self._emit_conv(step, layout, packed, images)
         self._report(step, packed.kernel, packed.nbytes)

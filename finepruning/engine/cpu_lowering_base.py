@@ -19,11 +19,15 @@ class LoweringBase:
         self.plan = plan
         self.tape = Tape()
         self.reports: list[StepReport] = []
+        self.looping = False  # over chunks of the batch
+        self.tape.storage[plan.input] = self._input_storage(plan)
+
+    def _input_storage(self, plan: Plan) -> Storage:
         source = plan.values[plan.input]
         storage = Storage(source.shape[0], math.prod(source.shape[1:]), tensor=plan.input)
         if source.dtype == torch.float32:
             storage.buffers[PLANAR] = Buffer(storage.size(PLANAR), "input")
-        self.tape.storage[plan.input] = storage
+        return storage
 
     def _value(self, name: str) -> Value:
         return self.plan.values[name]

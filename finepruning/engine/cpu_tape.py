@@ -31,10 +31,18 @@ def lane_blocks(images: int) -> int:
 
 @dataclass(eq=False)
 class Buffer:
-    """Floats in the arena, or the caller's input or output."""
+    """Floats in the arena, or the caller's input or output.
+
+    Attributes:
+        size: floats. kind: "arena", "input" or "output".
+        whole: what this is a window of, which moves on by its size in every turn of the loop.
+        turns: of that loop; a window of the caller's input has them without a ``whole``.
+    """
 
     size: int
     kind: str = "arena"
+    whole: Buffer | None = None
+    turns: int = 1
 
 
 @dataclass(eq=False)
@@ -83,6 +91,7 @@ class Tape:
 
     def __init__(self) -> None:
         self.operations: list[Operation] = []
+        self.loop: tuple[int, int] | None = None  # so many operations from the first on run so many times
         self.storage: dict[str, Storage] = {}
 
     def new(self, value: Value, layout: str) -> tuple[Storage, Buffer]:
@@ -142,30 +151,24 @@ class Built:
 
 def build(tape: Tape) -> Built:
     """Place every buffer by its lifetime and emit the native steps."""
-    slots: dict[Buffer, Slot] = {}
-    for position, operation in enumerate(tape.operations):
-        if isinstance(operation, Native):
-            used: list[Buffer] = list(operation.buffers)
-        else:
-            used = [buffer for buffer, _ in operation.load.values()]
-            if operation.store is not None:
-                used.append(operation.store)
-        for buffer in used:
-            if buffer.kind == "arena":
-                slot = slots.setdefault(buffer, Slot(buffer.size, position, position))
-                slot.last = position
+    looped, turns = tape.loop or (0, 1)
+    slots = _slots(tape, looped)
     program = _core.Program(place(list(slots.values())))
     ids: dict[Buffer, int] = {}
 
     def identify(buffer: Buffer) -> int:
         if buffer not in ids:
-            offset = slots[buffer].offset if buffer.kind == "arena" else 0
-            ids[buffer] = program.buffer(buffer.kind, offset, buffer.size)
+            place_of = buffer.whole or buffer
+            offset = slots[place_of].offset if place_of.kind == "arena" else 0
+            stride = buffer.size if buffer.turns > 1 else 0
+            ids[buffer] = program.buffer(place_of.kind, offset, buffer.size, stride, buffer.turns)
         return ids[buffer]
 
     segments: list[tuple[int, int] | Call] = []
     names: list[str] = []
-    for operation in tape.operations:
+    for position, operation in enumerate(tape.operations):
+        if position == looped and looped > 0:
+            program.loop(0, turns)
         if isinstance(operation, Call):
             for buffer, _ in operation.load.values():
                 identify(buffer)
@@ -181,7 +184,28 @@ def build(tape: Tape) -> Built:
             segments[-1] = (previous[0], len(program))
         else:
             segments.append((first, len(program)))
+    if looped == len(tape.operations) and looped > 0:
+        program.loop(0, turns)
     return Built(program, segments, ids, names)
+
+
+def _slots(tape: Tape, looped: int) -> dict[Buffer, Slot]:
+    """Lifetimes of the arena's buffers; what outlives the loop lives from its begin on."""
+    slots: dict[Buffer, Slot] = {}
+    for position, operation in enumerate(tape.operations):
+        if isinstance(operation, Native):
+            used: list[Buffer] = list(operation.buffers)
+        else:
+            used = [buffer for buffer, _ in operation.load.values()]
+            if operation.store is not None:
+                used.append(operation.store)
+        for buffer in used:
+            owner = buffer.whole or buffer
+            if owner.kind == "arena":
+                first, last = (0, looped - 1) if buffer.whole is not None else (position, position)
+                slot = slots.setdefault(owner, Slot(owner.size, first, last))
+                slot.last = max(slot.last, position, last)
+    return slots
 
 
 def detached(result: Tensor, values: Sequence[Tensor]) -> Tensor:

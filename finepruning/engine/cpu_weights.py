@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from finepruning import _core
+from finepruning.engine.plan import Step
 from finepruning.sparse.csr import CSR
 
 _packed: dict[int, tuple[weakref.ref[CSR], weakref.WeakValueDictionary[Any, _core.PackedConv]]] = {}
@@ -22,6 +24,22 @@ def csr_arrays(csr: CSR) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArra
         csr.col.to(torch.int32).contiguous().numpy(),
         csr.rowptr.to(torch.int32).contiguous().numpy(),
     )
+
+
+def geometry(step: Step, shape: Sequence[int]) -> dict[str, Any]:
+    """What the kernels need to know of a convolution whose input has ``shape`` [images, channels, h, w]."""
+    weight, attrs = step.weight, step.attrs
+    assert isinstance(weight, CSR)
+    return {
+        "channels": shape[1],
+        "size": tuple(shape[2:]),
+        "outputs": weight.rows,
+        "kernel": tuple(weight.shape[2:]),
+        "stride": tuple(attrs["stride"]),
+        "padding": tuple(attrs["padding"]),
+        "dilation": tuple(attrs["dilation"]),
+        "groups": attrs["groups"],
+    }
 
 
 def packed_conv(csr: CSR, *, mapping: str, **geometry: Any) -> _core.PackedConv:

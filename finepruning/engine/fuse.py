@@ -37,14 +37,14 @@ def fuse(graph: Graph, tensors: Mapping[str, Stored], batch: int, dtype: torch.d
 
     Args:
         graph, tensors: as captured or loaded. batch: images per call, at least 1.
-        dtype: of the values that flow between steps.
+        dtype: of the values that flow between steps, and of the dense weights and biases of its steps.
 
     Raises:
         ModelFileError: the graph does not fit its tensors or this batch.
     """
     inferred = infer(graph, tensors, batch, dtype)
     shapes = {name: shape for name, (shape, _) in inferred.items()}
-    fuser = _Fuser(graph, tensors, shapes, batch)
+    fuser = _Fuser(graph, tensors, shapes, batch, dtype)
     drafts = fuser.run()
     values = {graph.input: Value(graph.input, *inferred[graph.input])}
     for draft in drafts:
@@ -65,9 +65,15 @@ def fuse(graph: Graph, tensors: Mapping[str, Stored], batch: int, dtype: torch.d
 
 class _Fuser:
     def __init__(
-        self, graph: Graph, tensors: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], batch: int
+        self,
+        graph: Graph,
+        tensors: Mapping[str, Stored],
+        shapes: Mapping[str, tuple[int, ...]],
+        batch: int,
+        dtype: torch.dtype,
     ) -> None:
-        self.graph, self.tensors, self.shapes, self.batch = graph, tensors, shapes, batch
+        self.graph, self.tensors, self.shapes = graph, tensors, shapes
+        self.batch, self.dtype = batch, dtype
         self.uses = Counter(name for node in graph.nodes for name in node.inputs)
         self.uses[graph.output] += 1
         self.drafts: dict[str, _Draft] = {}  # by output value, in execution order
@@ -99,8 +105,7 @@ class _Fuser:
         self.drafts[output] = draft
 
     def _plain(self, node: Node, inputs: list[str]) -> None:
-        weight = self.tensors[node.weight] if node.weight is not None else None
-        bias = self.tensors[node.bias] if node.bias is not None else None
+        weight, bias = self._stored(node.weight), self._stored(node.bias)
         assert not isinstance(bias, CSR)
         op, attrs = node.op, dict(node.attrs)
         if op == "view":
@@ -117,6 +122,11 @@ class _Fuser:
         else:
             attrs = {key: tuple(item) if isinstance(item, list) else item for key, item in attrs.items()}
         self._add(_Draft(node.name, op, inputs, node.name, attrs, weight, bias))
+
+    def _stored(self, name: str | None) -> Stored | None:
+        """A layer's weight or bias; what is dense in the type of the values that it meets."""
+        stored = None if name is None else self.tensors[name]
+        return stored.to(self.dtype) if isinstance(stored, Tensor) else stored
 
     def _activation(self, node: Node, source: str) -> None:
         producer = self.drafts.get(source)

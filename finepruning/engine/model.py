@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from finepruning.engine.capture import capture
 from finepruning.engine.fuse import fuse
 from finepruning.engine.plan import Executor, Plan
+from finepruning.engine.plan_check import check
 from finepruning.engine.plan_report import PlanReport
 from finepruning.errors import ArgumentError, DeviceError, InputError
 from finepruning.sparse.csr import CSR, VALUE_DTYPES
@@ -188,6 +189,9 @@ class SparseModel(nn.Module):
         expected = f"[batch, {', '.join(str(extent) for extent in self.input_shape)}]"
         if not isinstance(x, Tensor):
             raise InputError(f"the model takes a tensor of shape {expected}, not {type(x).__name__}")
+        if x.is_nested or x.layout is not torch.strided:
+            kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+            raise InputError(f"the model takes a plain tensor of shape {expected}, not a {kind} one")
         if x.dim() != len(self.input_shape) + 1:
             hint = (
                 "; add the batch dimension with x.unsqueeze(0)" if tuple(x.shape) == self.input_shape else ""
@@ -224,15 +228,16 @@ class SparseModel(nn.Module):
             with self._lock:
                 if batch in self._executors:
                     return self._executors[batch]
-            stored = self._stored
-            plan = fuse(stored.graph, stored.tensors, batch, self.input_dtype)
-            executor = _make_executor(plan, self.device)
+            executor = make_executor(self._plan(batch), self.device, self._plan)
             with self._lock:
                 self._executors[batch] = executor
                 while len(self._executors) > MAX_EXECUTORS:
                     self._executors.popitem(last=False)
                 self._building.pop(batch, None)
             return executor
+
+    def _plan(self, batch: int) -> Plan:
+        return fuse(self._stored.graph, self._stored.tensors, batch, self.input_dtype)
 
     def _recorded(self, batch: int) -> int:
         """The batch size of the plan for ``batch`` images: itself, or on a GPU its bucket."""
@@ -241,7 +246,7 @@ class SparseModel(nn.Module):
         from finepruning.engine.cuda_batch import bucket, pads
 
         if self._pads is None:  # batch 2 tells a batch dimension from one of size 1
-            self._pads = pads(fuse(self._stored.graph, self._stored.tensors, 2, self.input_dtype))
+            self._pads = pads(self._plan(2))
         return bucket(batch) if self._pads else batch
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseModel:
@@ -273,11 +278,19 @@ class SparseModel(nn.Module):
         return f"input {shape}, {count} operations, {len(weights)} sparse layers{density}"
 
 
-def _make_executor(plan: Plan, device: torch.device) -> Executor:
+def make_executor(plan: Plan, device: torch.device, replan: Callable[[int], Plan] | None = None) -> Executor:
+    """The device's executor for a plan, which is checked first.
+
+    ``replan`` gives the same plan for another batch size, which lets a large batch run in chunks.
+
+    Raises:
+        ArgumentError: the plan is inconsistent. DeviceError: models do not run on this device.
+    """
+    check(plan)
     if device.type == "cpu":
         from finepruning.engine.cpu import CpuExecutor
 
-        return CpuExecutor(plan)
+        return CpuExecutor(plan, replan)
     if device.type == "cuda":
         from finepruning.engine.cuda import CudaExecutor
 

@@ -28,6 +28,7 @@ class Surgery:
     Attributes:
         masks: boolean, one a layer, in the order of ``layers``.
         weights: the weights behind the masks.
+        sensitivity: factors on the magnitudes, one tensor a layer; None for plain magnitudes.
         frozen: dropped weights stay zero: neither optimizer steps nor later cuts bring them back.
     """
 
@@ -38,6 +39,7 @@ class Surgery:
         source = self._parameters if weights is None else weights
         self.weights = [weight.detach().clone(memory_format=torch.preserve_format) for weight in source]
         self.masks = [torch.ones_like(weight, dtype=torch.bool) for weight in self.weights]
+        self.sensitivity: list[Tensor] | None = None
         self.frozen = False
 
     @property
@@ -50,9 +52,16 @@ class Surgery:
         """The mask of every pruned parameter."""
         return dict(zip(self._parameters, self.masks, strict=True))
 
+    def saliency(self) -> list[Tensor]:
+        """What the layers' weights are worth before theta: magnitude times sensitivity."""
+        magnitudes = [weight.abs() for weight in self.weights]
+        if self.sensitivity is None:
+            return magnitudes
+        return [size * factor for size, factor in zip(magnitudes, self.sensitivity, strict=True)]
+
     def cut(self, theta: Sequence[float], keep: int) -> None:
         """Choose the masks anew, without hysteresis, so that exactly ``keep`` weights remain."""
-        self.set_masks(exact_cut(scaled_magnitudes(self.weights, theta), keep))
+        self.set_masks(exact_cut(scaled_magnitudes(self.saliency(), theta), keep))
 
     def set_masks(self, masks: Sequence[Tensor]) -> None:
         """Use these masks and apply them to the network."""
@@ -65,7 +74,7 @@ class Surgery:
         Returns:
             Number of weights spliced back.
         """
-        scores = scaled_magnitudes(self.weights, theta)
+        scores = scaled_magnitudes(self.saliency(), theta)
         for score, mask in zip(scores, self.masks, strict=True):
             score.mul_(torch.where(mask, 1 / DROP_BELOW, 1 / SPLICE_ABOVE))
         before = self.masks

@@ -135,6 +135,14 @@ def pareto_front(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return front[::-1]
 
 
+def best_by_density(points: Iterable[dict[str, Any]], measure: str) -> list[dict[str, Any]]:
+    """The best point of each density, by falling density; ``measure`` is "accuracy" or "loss"."""
+    best: dict[float, dict[str, Any]] = {}
+    for point in sorted(points, key=lambda p: p[measure], reverse=measure == "loss"):
+        best[point["density"]] = point
+    return [best[density] for density in sorted(best, reverse=True)]
+
+
 def _layers(layers: Sequence[dict[str, Any]]) -> str:
     rows = [
         (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finepruning.report.markdown import pareto_front
+from finepruning.report.markdown import best_by_density
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
                 zorder=4 if kind == "final" else 3,
             )
     path_points = [p for p in shown if p["kind"] != "trial"]
-    front = pareto_front(path_points)
+    front = best_by_density(path_points, measure)
     axes.plot(
         [p["density"] for p in front], [p[measure] for p in front], color="#2b6cb0", linewidth=1.4, zorder=2
     )
@@ -80,7 +80,7 @@ def _style(axes: Axes) -> None:
 
 
 def _scale(axes: Axes, points: Sequence[dict[str, Any]], measure: str) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     lowest = min((p["density"] for p in points), default=0.1)
     axes.set_xscale("log")
@@ -91,7 +91,7 @@ def _scale(axes: Axes, points: Sequence[dict[str, Any]], measure: str) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     axes.set_xlabel("weights kept", color=_INK)
     if measure == "accuracy":
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         axes.set_ylabel("accuracy on validation images", color=_INK)
     else:
         axes.set_yscale("log")

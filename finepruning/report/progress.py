@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
 
+WIDE, NARROW = 120, 90  # columns that the bar and the figures need beside the rest
 LINE_EVERY_SECONDS = 15.0  # plain output: at most one progress line in this time
 
 
@@ -174,12 +175,10 @@ class TerminalProgress:
         if self._bars is None or not self._bars.task_ids:
             return
         seconds = self._left.seconds()
-        elapsed = clock_text(self._left.elapsed)
-        left = (
-            f"{elapsed} elapsed"
-            if seconds is None
-            else f"{elapsed} elapsed, about {clock_text(seconds)} left"
-        )
+        rest = "" if seconds is None else f"about {clock_text(seconds)} left"
+        left = f"{clock_text(self._left.elapsed)} elapsed"
+        if seconds is not None:
+            left = rest if self._console.width < NARROW else f"{left}, {rest}"
         self._bars.update(self._bars.task_ids[0], advance=units, left=left, metrics=metrics_text(metrics))
 
     def message(self, text: str) -> None:
@@ -199,10 +198,10 @@ class TerminalProgress:
         self._bars = Bars(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}", markup=True),
-            BarColumn(bar_width=24),
+            *([BarColumn(bar_width=24)] if self._console.width >= WIDE else []),
             MofNCompleteColumn(),
             TextColumn("[dim]{task.fields[left]}"),
-            TextColumn("[cyan]{task.fields[metrics]}"),
+            *([TextColumn("[cyan]{task.fields[metrics]}")] if self._console.width >= NARROW else []),
             console=self._console,
             transient=True,
         )

@@ -32,7 +32,7 @@ def show_summary(report: dict[str, Any], console: Console) -> None:
 def show_places(run_dir: Path, console: Console) -> None:
     """Where the model, the report and the plot of a run lie."""
     console.print(f"model   {run_dir / 'model'}", soft_wrap=True)
-    console.print(f"report  {run_dir / 'report.md'}", soft_wrap=True)
+    console.print(f"report  {run_dir / 'report.html'}", soft_wrap=True)
     console.print(f"plot    {run_dir / 'pareto.png'}", soft_wrap=True)
 
 

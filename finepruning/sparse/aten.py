@@ -196,5 +196,5 @@ def _check_argument(value: Any, where: str, used: set[str], depth: int) -> None:
             raise ModelFileError(f"config.json: {where}: {short(content)} is not a valid {kind}")
         if kind == "value":
             used.add(content)
-    elif type(value) is int and not -(1 << 63) <= value < 1 << 63:
-        raise ModelFileError(f"config.json: {where}: {short(value)} does not fit 64 bits")
+    elif type(value) is int and not -(1 << 62) <= value < 1 << 63:  # PyTorch keeps what is below for itself
+        raise ModelFileError(f"config.json: {where}: {short(value)} lies outside -2^62 to 2^63 - 1")

@@ -148,8 +148,10 @@ def load(path: str | os.PathLike[str]) -> StoredModel:
         ModelFileError: naming the file, the tensor or key, and the rule that it breaks.
     """
     directory = Path(path)
-    if not directory.is_dir():
-        raise ModelFileError(f"{directory} is not a model directory: it does not exist or is no directory")
+    if not _is_directory(directory):
+        raise ModelFileError(
+            f"{short(str(directory), 300)} is not a model directory: it does not exist or is no directory"
+        )
     document = parse_json(read_file(directory / CONFIG, MAX_CONFIG), CONFIG)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ModelFileError(f"{directory / CONFIG} does not describe a finepruning model")
@@ -178,6 +180,13 @@ def load(path: str | os.PathLike[str]) -> StoredModel:
     _check_use(graph, tensors)
     classes = _check_classes(config["classes"], graph, tensors)
     return StoredModel(graph, tensors, classes, config["preprocessing"], config["provenance"])
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # names that are too long or hold a zero byte, folders one may not search
+        return False
 
 
 def _check_use(graph: Graph, tensors: Mapping[str, Stored]) -> None:

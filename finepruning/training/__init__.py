@@ -1,19 +1,26 @@
 """Fine-tuning and evaluation."""
 
+from finepruning.training.ema import WeightAverage
 from finepruning.training.epoch import Recipe, train_epoch
 from finepruning.training.evaluate import Evaluation, evaluate, recalibrated
+from finepruning.training.fisher import sensitivities
 from finepruning.training.losses import training_loss
 from finepruning.training.precision import autocast, resolve_precision
-from finepruning.training.schedule import cosine
+from finepruning.training.schedule import cosine, rise_and_decay
+from finepruning.training.start import StartingPoint
 
 __all__ = [
     "Evaluation",
     "Recipe",
+    "StartingPoint",
+    "WeightAverage",
     "autocast",
     "cosine",
     "evaluate",
     "recalibrated",
     "resolve_precision",
+    "rise_and_decay",
+    "sensitivities",
     "train_epoch",
     "training_loss",
 ]

@@ -14,6 +14,7 @@ from finepruning.pruning import Surgery
 from finepruning.training.evaluate import Batches
 from finepruning.training.losses import training_loss
 from finepruning.training.precision import autocast
+from finepruning.training.start import StartingPoint
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def train_epoch(
     *,
     surgery: Surgery | None = None,
     teacher: nn.Module | None = None,
+    start: StartingPoint | None = None,
     after_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> float:
     """Train for one pass over ``batches``.
@@ -45,6 +47,7 @@ def train_epoch(
         learning_rate: of a step, counted from 0 in this epoch.
         surgery: where given, the optimizer updates the weights behind its masks.
         teacher: in eval mode; its logits enter the loss with weight ``recipe.distillation``.
+        start: where given, its penalty adds to the gradients after they were limited.
         after_step: called with the step and its loss when the weights have been updated.
 
     Returns:
@@ -78,6 +81,8 @@ def train_epoch(
         torch.autograd.backward(loss)
         if recipe.max_grad_norm:
             _clip(module, surgery, recipe.max_grad_norm)
+        if start is not None:
+            start.add_gradients({} if surgery is None else surgery.mask_of)
         if surgery is None:
             optimizer.step()
         else:

@@ -100,6 +100,26 @@ def test_values_of_16_bits(
     assert sizes[0] < sizes[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_layers_without_zeros_in_models_of_16_bits(dtype: torch.dtype) -> None:
+    """Such layers are stored dense in the narrow type, and meet float32 values on the CPU."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    model = SparseModel.from_dense(module, x, dtype=dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), module(x), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU(), nn.GELU(), nn.Sigmoid(), nn.Hardswish(), nn.ReLU6()])
+def test_activations_of_huge_values(activation: nn.Module) -> None:
+    """Nothing may be left of values that an activation takes to zero."""
+    x = torch.tensor([0.0, 1.0, 10.0, 80.0, 87.0, 88.0, 89.0, 100.0, 1e10, 1e30, 1e37])
+    x = torch.cat([-x, x]).reshape(1, 1, 2, 11)
+    model = SparseModel.from_dense(activation, x)
+    torch.testing.assert_close(model(x), activation(x))
+
+
 def test_to_dense_gives_the_weights_with_zeros(pair: tuple[nn.Module, SparseModel]) -> None:
     module, model = pair
     dense = model.to_dense()
@@ -126,6 +146,7 @@ WRONG = {
     "size": (torch.zeros(1, 3, 12, 11), "a size"),
     "dtype": (torch.zeros(1, 3, 12, 12, dtype=torch.float64), "float32, not float64"),
     "integers": (torch.zeros(1, 3, 12, 12, dtype=torch.uint8), "float32, not uint8"),
+    "layout": (torch.zeros(1, 3, 12, 12).to_sparse(), "not a sparse_coo one"),
     "device": (torch.zeros(1, 3, 12, 12, device="meta"), "the input on meta"),
 }
 

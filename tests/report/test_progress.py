@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import io
 
-from finepruning.report.progress import PlainProgress, TimeLeft, clock_text, kind_of, progress_for
+from rich.console import Console
+
+from finepruning.report.progress import (
+    PlainProgress,
+    TerminalProgress,
+    TimeLeft,
+    clock_text,
+    kind_of,
+    progress_for,
+)
 
 
 class Clock:
@@ -77,3 +86,19 @@ def test_what_is_no_terminal_gets_plain_lines() -> None:
 
 def test_clock_text() -> None:
     assert [clock_text(s) for s in (0.4, 65, 3600, 7384)] == ["0:00", "1:05", "1:00:00", "2:03:04"]
+
+
+def test_a_narrow_terminal_keeps_the_line_whole() -> None:
+    for width in (70, 80, 100, 140):
+        stream = io.StringIO()
+        console = Console(file=stream, force_terminal=True, width=width, highlight=False)
+        progress = TerminalProgress(console)
+        progress.plan([("round 10/10: fine-tuning", 1480)])
+        progress.start("round 10/10: fine-tuning")
+        progress.advance(1234, loss=0.1234)
+        assert progress._bars is not None
+        progress._bars.refresh()  # else the next one is a tenth of a second away
+        progress.close()
+        shown = stream.getvalue()
+        assert "1234/1480" in shown
+        assert ("loss 0.1234" in shown) == (width >= 100)

@@ -1,0 +1,126 @@
+"""How a batch goes through a plan on the CPU: some images at a time, or all of them step by step.
+
+A batch that runs step by step leaves maps that no cache holds. So the first steps may run as a loop over
+chunks of images, whose maps still lie in the cache when the next step reads them; later steps, with small
+maps and many weights, run once for the whole batch. Where the loop ends is decided by modelled times.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from finepruning import _core
+from finepruning.engine.cpu_tape import lane_blocks
+from finepruning.engine.cpu_weights import csr_arrays, geometry
+from finepruning.engine.plan import Plan, Step
+from finepruning.sparse.csr import CSR
+
+# From so many images on, 16 to a vector beat one after the other even with lanes left empty.
+LANE_BATCH = 12
+# Above this share of nonzeros a dense kernel does more useful work per second than a sparse one.
+DENSE_ABOVE = 0.6
+_LOOPED = {"conv2d", "max_pool2d", "avg_pool2d", "add", "mul", "identity", "concat"}
+# Of the machine the cost model was fitted to: bytes that its last cache holds of one step's maps, and bytes
+# that cross to memory in a cycle, all cores together.
+_CACHE_BYTES = 24 << 20
+_MEMORY_BYTES_A_CYCLE = 10.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The first ``steps`` steps run as a loop over chunks of ``images`` images; 0 steps: no loop."""
+
+    steps: int = 0
+    images: int = 0
+
+
+def chunk_images(batch: int, threads: int) -> int:
+    """Images of a chunk: the most that divide the batch and give every thread at most one."""
+    return max(n for n in range(1, min(batch, threads) + 1) if batch % n == 0)
+
+
+def schedule(plan: Plan, threads: int) -> Schedule:
+    """Choose the loop for ``plan`` on so many threads."""
+    batch = plan.batch
+    images = chunk_images(batch, threads)
+    longest = loopable(plan)
+    if images == batch or longest == 0 or not _overflows(plan):
+        return Schedule()
+    lanes = batch >= LANE_BATCH
+    gains = [0.0]  # of looping the first n steps, in cycles
+    for step in plan.steps[:longest]:
+        looped = _step_cycles(plan, step, images, threads, lanes=False)
+        whole = _step_cycles(plan, step, batch, threads, lanes=lanes)
+        gains.append(gains[-1] + whole - looped)
+    best = max(range(len(gains)), key=lambda n: gains[n] - _boundary_cycles(plan, n, lanes))
+    return Schedule(best, images) if best > 0 and gains[best] > 0 else Schedule()
+
+
+def loopable(plan: Plan) -> int:
+    """How many steps from the first on can run on part of the batch with native kernels alone."""
+    for index, step in enumerate(plan.steps):
+        names = [*step.inputs, step.output, *([step.residual] if step.residual else [])]
+        shapes = [plan.values[name].shape for name in names]
+        maps = all(len(shape) == 4 and shape[0] == plan.batch and 0 not in shape for shape in shapes)
+        same = step.residual is None or shapes[-1] == plan.values[step.output].shape
+        sparse = step.op != "conv2d" or (isinstance(step.weight, CSR) and step.weight.density <= DENSE_ABOVE)
+        if step.op not in _LOOPED or not (maps and same and sparse and _native(plan, step)):
+            return index
+    return len(plan.steps)
+
+
+def _native(plan: Plan, step: Step) -> bool:
+    if step.op == "concat":
+        return bool(step.attrs["dim"] % 4)
+    if step.op not in ("add", "mul"):
+        return True
+    result = plan.values[step.output].shape
+    shapes = [plan.values[name].shape for name in step.inputs]
+    return result in shapes and all(s in (result, (*result[:2], 1, 1)) for s in shapes)
+
+
+def _overflows(plan: Plan) -> bool:
+    return any(_map_bytes(plan, step) > _CACHE_BYTES for step in plan.steps)
+
+
+def _map_bytes(plan: Plan, step: Step) -> int:
+    names = [*step.inputs, step.output, *([step.residual] if step.residual else [])]
+    return sum(4 * math.prod(plan.values[name].shape) for name in names)
+
+
+def _step_cycles(plan: Plan, step: Step, images: int, threads: int, *, lanes: bool) -> float:
+    """Modelled cycles for the whole batch, so many images at a time."""
+    units = lane_blocks(plan.batch) if lanes else plan.batch
+    moved = _map_bytes(plan, step)
+    memory = 0.0
+    if moved * images / plan.batch > _CACHE_BYTES:  # a line that is written is read first
+        written = 4 * math.prod(plan.values[step.output].shape)
+        memory = (moved + written) / _MEMORY_BYTES_A_CYCLE
+    return max(_cycles(plan, step, lanes=lanes) * units / threads, memory)
+
+
+def _cycles(plan: Plan, step: Step, *, lanes: bool) -> float:
+    """Modelled cycles of one core for one image, or for 16 in lanes; only convolutions count."""
+    if step.op != "conv2d" or not isinstance(step.weight, CSR):
+        return 0.0
+    mapping = "lanes" if lanes else "planar"
+    shape = plan.values[step.inputs[0]].shape
+    return _core.modelled_cycles(*csr_arrays(step.weight), mapping=mapping, **geometry(step, shape))
+
+
+def _boundary_cycles(plan: Plan, steps: int, lanes: bool) -> float:
+    """What it costs to turn the maps that outlive the loop into lanes."""
+    if not lanes or steps == 0:
+        return 0.0
+    moved = sum(4 * math.prod(plan.values[name].shape) for name in outliving(plan, steps))
+    return 3.0 * moved / _MEMORY_BYTES_A_CYCLE
+
+
+def outliving(plan: Plan, steps: int) -> list[str]:
+    """Values made by the first ``steps`` steps that later steps or the caller read."""
+    made = {step.output for step in plan.steps[:steps]}
+    read = {plan.output}
+    for step in plan.steps[steps:]:
+        read |= {*step.inputs, *([step.residual] if step.residual else [])}
+    return [step.output for step in plan.steps[:steps] if step.output in made & read]

@@ -1,0 +1,107 @@
+"""Batches that run as a loop over chunks of images give what they give step by step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from finepruning.engine import SparseModel
+from finepruning.engine import cpu as cpu_executor
+from finepruning.engine.cpu_schedule import Schedule, chunk_images, loopable, schedule
+from finepruning.engine.plan import Plan
+
+
+class Mixed(nn.Module):
+    """What a loop can hold: strides, pooling, a residual, a gate, a concatenation; then a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, 2, 1)
+        self.inner = nn.Conv2d(8, 8, 3, 1, 1)
+        self.gate = nn.Conv2d(8, 8, 1)
+        self.side = nn.Conv2d(3, 4, 5, 2, 2)
+        self.last = nn.Conv2d(12, 6, 3, 1, 0)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        y = torch.relu(self.inner(y) + y)
+        y = y * torch.sigmoid(self.gate(nn.functional.adaptive_avg_pool2d(y, 1)))
+        y = torch.cat([y, self.side(x)], dim=1)
+        y = self.last(nn.functional.max_pool2d(y, 3, 2, 1))
+        return self.head(y.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def model() -> SparseModel:
+    torch.manual_seed(0)
+    module = Mixed()
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            parameter.data *= torch.rand_like(parameter) < 0.4
+    return SparseModel.from_dense(module, torch.zeros(1, 3, 33, 29))
+
+
+@pytest.mark.parametrize("batch", [4, 16])
+@pytest.mark.parametrize("images", [1, 2])
+def test_any_part_of_a_network_can_be_looped(
+    model: SparseModel, batch: int, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(batch, 3, 33, 29, generator=torch.Generator().manual_seed(1))
+    plan = model._plan(batch)
+    monkeypatch.setattr(cpu_executor, "schedule", lambda plan, threads: Schedule())
+    expected = cpu_executor.CpuExecutor(plan, model._plan)(x)
+    longest = loopable(plan)
+    assert longest >= 8
+    for steps in range(1, longest + 1):
+        chosen = Schedule(steps, images)
+        monkeypatch.setattr(cpu_executor, "schedule", lambda plan, threads, chosen=chosen: chosen)
+        executor = cpu_executor.CpuExecutor(plan, model._plan)
+        context = executor._built.program.acquire(torch.get_num_threads())
+        for buffer, number in executor._built.ids.items():
+            if buffer.kind == "arena" and buffer.whole is None:
+                executor._built.program.view(context, number)[:] = float("nan")
+        executor._built.program.release(context)
+        torch.testing.assert_close(executor(x), expected, rtol=1e-4, atol=1e-5)
+        assert [row.shape for row in executor.report()] == [plan.values[s.output].shape for s in plan.steps]
+        assert {name for name, _ in executor.profile(x)} >= {step.name for step in plan.steps[:steps]}
+
+
+def test_a_network_of_maps_alone_can_be_looped_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    for parameter in module.parameters():
+        parameter.data *= torch.rand_like(parameter) < 0.5
+    model = SparseModel.from_dense(module, torch.zeros(1, 3, 12, 12))
+    x = torch.randn(4, 3, 12, 12)
+    monkeypatch.setattr(cpu_executor, "schedule", lambda plan, threads: Schedule(2, 2))
+    torch.testing.assert_close(model(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+def wide(channels: int, size: int, batch: int) -> Plan:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, channels, 1),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 1),
+        nn.ReLU(),
+        nn.Conv2d(channels, 4, 1),
+    )
+    for parameter in module.parameters():
+        parameter.data *= torch.rand_like(parameter) < 0.1
+    return SparseModel.from_dense(module, torch.zeros(1, 3, size, size))._plan(batch)
+
+
+def test_maps_beyond_the_cache_are_looped_and_small_ones_are_not() -> None:
+    large, small = schedule(wide(128, 112, 8), 2), schedule(wide(128, 14, 8), 2)
+    assert large.steps >= 2
+    assert large.images == 2
+    assert small == Schedule()
+
+
+@pytest.mark.parametrize(
+    ("batch", "threads", "images"), [(16, 2, 2), (11, 2, 1), (12, 8, 6), (3, 4, 3), (1, 8, 1), (7, 7, 7)]
+)
+def test_chunks_divide_the_batch(batch: int, threads: int, images: int) -> None:
+    assert chunk_images(batch, threads) == images
