@@ -108,7 +108,7 @@ def _keep(builder: Builder, node: Emitted, layer: Emitted | None) -> None:
         node.inputs,
         attrs=_call("aten.mul.Tensor", [node.inputs[0], Constant(scale.reshape(shape))]),
     )
-    node.op, node.inputs = "aten", [scaled]
+    node.op, node.inputs, node.weight, node.bias = "aten", [scaled], None, None
     node.attrs = _call("aten.add.Tensor", [scaled, Constant(shift.reshape(shape))])
 
 

