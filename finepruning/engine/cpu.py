@@ -14,6 +14,7 @@ from finepruning import _core
 from finepruning.engine.cpu_lowering import Lowering
 from finepruning.engine.cpu_schedule import Schedule, schedule
 from finepruning.engine.cpu_tape import Call, build, detached
+from finepruning.engine.cpu_weights import with_sparse_weights
 from finepruning.engine.plan import Plan, StepReport
 from finepruning.errors import InputError
 
@@ -27,8 +28,9 @@ class CpuExecutor:
 
     def __init__(self, plan: Plan, replan: Callable[[int], Plan] | None = None) -> None:
         """``replan`` gives the same plan for another batch size; without it, the batch runs step by step."""
+        plan = with_sparse_weights(plan)
         chosen = schedule(plan, torch.get_num_threads()) if replan is not None else Schedule()
-        chunk = replan(chosen.images) if replan is not None and chosen.steps else None
+        chunk = with_sparse_weights(replan(chosen.images)) if replan is not None and chosen.steps else None
         lowering = Lowering(plan, chosen.steps, chunk)
         self._plan = plan
         self._reports = lowering.reports

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from finepruning.engine.cpu_lowering_maps import MapLowering
-from finepruning.engine.cpu_schedule import DENSE_ABOVE, LANE_BATCH, outliving
+from finepruning.engine.cpu_schedule import LANE_BATCH, outliving
 from finepruning.engine.cpu_tape import LANED, LANES, PLANAR, Buffer, Storage, lane_blocks
-from finepruning.engine.cpu_weights import csr_arrays, geometry, packed_conv
+from finepruning.engine.cpu_weights import DENSE_ABOVE, csr_arrays, geometry, packed_conv, sparse_pays
 from finepruning.engine.plan import Plan, Step
 from finepruning.sparse.csr import CSR
 
@@ -93,7 +93,7 @@ class Lowering(MapLowering):
         weight = step.weight
         if isinstance(weight, Tensor):
             return None
-        if weight is None or weight.density > DENSE_ABOVE:
+        if weight is None or not sparse_pays(weight.columns, weight.density):
             self._call(step, f"density {weight.density:.2f} > {DENSE_ABOVE}" if weight is not None else None)
             return None
         return weight

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 
 from finepruning import _core
 from finepruning.engine.cpu_tape import lane_blocks
-from finepruning.engine.cpu_weights import csr_arrays, geometry
+from finepruning.engine.cpu_weights import csr_arrays, geometry, sparse_pays
 from finepruning.engine.plan import Plan, Step
 from finepruning.sparse.csr import CSR
 
 # From so many images on, 16 to a vector beat one after the other even with lanes left empty.
 LANE_BATCH = 12
-# Above this share of nonzeros a dense kernel does more useful work per second than a sparse one.
-DENSE_ABOVE = 0.6
 _LOOPED = {"conv2d", "max_pool2d", "avg_pool2d", "add", "mul", "identity", "concat"}
 # Of the machine the cost model was fitted to: bytes that its last cache holds of one step's maps, and bytes
 # that cross to memory in a cycle, all cores together.
@@ -64,7 +62,10 @@ def loopable(plan: Plan) -> int:
         shapes = [plan.values[name].shape for name in names]
         maps = all(len(shape) == 4 and shape[0] == plan.batch and 0 not in shape for shape in shapes)
         same = step.residual is None or shapes[-1] == plan.values[step.output].shape
-        sparse = step.op != "conv2d" or (isinstance(step.weight, CSR) and step.weight.density <= DENSE_ABOVE)
+        weight = step.weight
+        sparse = step.op != "conv2d" or (
+            isinstance(weight, CSR) and sparse_pays(weight.columns, weight.density)
+        )
         if step.op not in _LOOPED or not (maps and same and sparse and _native(plan, step)):
             return index
     return len(plan.steps)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from finepruning import _core
-from finepruning.engine.plan import Step
+from finepruning.engine.plan import Plan, Step
 from finepruning.sparse.csr import CSR
+
+# Above this share of nonzeros a dense kernel does more useful work per second than a sparse one, unless every
+# output has only few weights.
+DENSE_ABOVE, FEW_COLUMNS = 0.6, 256
 
 _packed: dict[int, tuple[weakref.ref[CSR], weakref.WeakValueDictionary[Any, _core.PackedConv]]] = {}
 
@@ -24,6 +30,29 @@ def csr_arrays(csr: CSR) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArra
         csr.col.to(torch.int32).contiguous().numpy(),
         csr.rowptr.to(torch.int32).contiguous().numpy(),
     )
+
+
+def sparse_pays(columns: int, density: float) -> bool:
+    """Whether a sparse kernel should run a layer with so many weights an output and such a share of nonzeros.
+
+    Layers with few weights an output, such as the first of a network and depthwise ones, leave dense kernels
+    idle too, and a call into PyTorch between native steps costs more than it saves there.
+    """
+    return density <= DENSE_ABOVE or columns <= FEW_COLUMNS
+
+
+def with_sparse_weights(plan: Plan) -> Plan:
+    """The plan with the dense weights of convolutions that a sparse kernel should run as CSR."""
+    return replace(plan, steps=tuple(_with_sparse_weight(step) for step in plan.steps))
+
+
+def _with_sparse_weight(step: Step) -> Step:
+    weight = step.weight
+    if step.op != "conv2d" or not isinstance(weight, Tensor) or weight.dtype != torch.float32:
+        return step
+    if weight[0].numel() > FEW_COLUMNS or not bool(weight.isfinite().all()):
+        return step
+    return replace(step, weight=CSR.from_dense(weight))
 
 
 def geometry(step: Step, shape: Sequence[int]) -> dict[str, Any]:

@@ -266,8 +266,8 @@ def test_input_of_any_strides(batch: int, form: str) -> None:
 
 
 def test_a_dense_layer_runs_dense_and_says_why() -> None:
-    weight = pruned((6, 4, 3, 3), 0.9)
-    x = torch.randn(1, 4, 9, 9)
+    weight = pruned((6, 40, 3, 3), 0.9)
+    x = torch.randn(1, 40, 9, 9)
     expected = reference(x, weight, None, attributes())
     executor = CpuExecutor(
         plan_of([conv_step(weight, None, attributes())], {"x": x.shape, "y": expected.shape})
@@ -277,6 +277,25 @@ def test_a_dense_layer_runs_dense_and_says_why() -> None:
     assert row.why_dense is not None
     assert "density" in row.why_dense
     check(executor, x, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_a_dense_layer_of_few_weights_an_output_runs_natively(batch: int) -> None:
+    weight, attrs = torch.randn(6, 3, 3, 3), attributes(stride=2)
+    x = torch.randn(batch, 3, 19, 19)
+    expected = reference(x, weight, None, attrs)
+    step = Step("conv", "conv2d", ("x",), "y", attrs, weight)
+    executor = CpuExecutor(plan_of([step], {"x": x.shape, "y": expected.shape}))
+    assert executor.report()[0].kernel.startswith("sparse_")
+    check(executor, x, expected)
+
+
+def test_weights_that_are_not_finite_stay_as_they_are() -> None:
+    weight, attrs = torch.randn(6, 3, 3, 3), attributes()
+    weight[2, 0, 0, 0] = float("nan")
+    step = Step("conv", "conv2d", ("x",), "y", attrs, weight)
+    executor = CpuExecutor(plan_of([step], {"x": (1, 3, 9, 9), "y": (1, 6, 7, 7)}))
+    assert executor(torch.randn(1, 3, 9, 9))[0, 2].isnan().all()
 
 
 def test_wrong_input_is_refused_with_the_shape_it_takes() -> None:
