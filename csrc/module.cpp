@@ -62,15 +62,20 @@ Mapping mapping_of(const std::string& name) {
 
 using Pair = std::pair<int64_t, int64_t>;
 
+ConvShape shape_of(int64_t channels, Pair size, int64_t outputs, Pair kernel, Pair stride, Pair padding,
+                   Pair dilation, int64_t groups) {
+  return {channels,       size.first,      size.second,   outputs,       kernel.first,
+          kernel.second,  stride.first,    stride.second, padding.first, padding.second,
+          dilation.first, dilation.second, groups};
+}
+
 std::shared_ptr<PackedConv> make_packed(const Array<float>& value, const Array<int32_t>& column,
                                         const Array<int32_t>& rowptr, int64_t channels, Pair size,
                                         int64_t outputs, Pair kernel, Pair stride, Pair padding,
                                         Pair dilation, int64_t groups, const std::string& mapping,
                                         int64_t matrix_blocks, const std::pair<int, int>& tile,
                                         int64_t block_units) {
-  const ConvShape shape{channels,       size.first,      size.second,   outputs,       kernel.first,
-                        kernel.second,  stride.first,    stride.second, padding.first, padding.second,
-                        dilation.first, dilation.second, groups};
+  const ConvShape shape = shape_of(channels, size, outputs, kernel, stride, padding, dilation, groups);
   const CsrView csr = view(value, column, rowptr);
   py::gil_scoped_release release;
   if (mapping == "planar") return PackedConv::planar(shape, csr, select_isa());
@@ -81,9 +86,7 @@ std::shared_ptr<PackedConv> make_packed(const Array<float>& value, const Array<i
 double modelled_cycles(const Array<float>& value, const Array<int32_t>& column, const Array<int32_t>& rowptr,
                        int64_t channels, Pair size, int64_t outputs, Pair kernel, Pair stride, Pair padding,
                        Pair dilation, int64_t groups, const std::string& mapping) {
-  const ConvShape shape{channels,       size.first,      size.second,   outputs,       kernel.first,
-                        kernel.second,  stride.first,    stride.second, padding.first, padding.second,
-                        dilation.first, dilation.second, groups};
+  const ConvShape shape = shape_of(channels, size, outputs, kernel, stride, padding, dilation, groups);
   const CsrView csr = view(value, column, rowptr);
   py::gil_scoped_release release;
   return PackedConv::modelled(shape, csr, mapping == "planar", select_isa());

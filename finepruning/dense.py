@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finepruning.engine.activations import ACTIVATIONS
+from finepruning.engine.operations import run_dense
 from finepruning.sparse import aten
 from finepruning.sparse.csr import CSR
 from finepruning.sparse.graph import Node
@@ -61,50 +60,13 @@ class DenseNetwork(nn.Module):
             )
             return aten.call(bound, values, constants, device)
         inputs = [values[name] for name in node.inputs]
-        x = inputs[0]
-        if node.op == "conv2d":
-            assert node.weight is not None
-            bias = None if node.bias is None else self._stored(node.bias)
-            weight = self._stored(node.weight)
-            return F.conv2d(
-                x, weight, bias, attrs["stride"], attrs["padding"], attrs["dilation"], attrs["groups"]
-            )
-        if node.op == "linear":
-            assert node.weight is not None
-            return F.linear(
-                x, self._stored(node.weight), None if node.bias is None else self._stored(node.bias)
-            )
         if node.op == "view":
-            return x.reshape([_extent(extent, batch) for extent in attrs["shape"]])
+            return inputs[0].reshape([_extent(extent, batch) for extent in attrs["shape"]])
         if node.op == "activation":
-            return ACTIVATIONS[attrs["kind"]](x)
-        if node.op == "add":
-            return inputs[0] + inputs[1]
-        if node.op == "mul":
-            return inputs[0] * inputs[1]
-        if node.op == "concat":
-            return torch.cat(inputs, attrs["dim"])
-        return self._pool(node, x)
-
-    def _pool(self, node: Node, x: Tensor) -> Tensor:
-        attrs = node.attrs
-        if node.op == "max_pool2d":
-            return F.max_pool2d(
-                x, attrs["kernel"], attrs["stride"], attrs["padding"], attrs["dilation"], attrs["ceil_mode"]
-            )
-        if node.op == "avg_pool2d":
-            return F.avg_pool2d(
-                x,
-                attrs["kernel"],
-                attrs["stride"],
-                attrs["padding"],
-                attrs["ceil_mode"],
-                attrs["count_include_pad"],
-                attrs["divisor_override"],
-            )
-        if node.op == "adaptive_avg_pool2d":
-            return F.adaptive_avg_pool2d(x, attrs["size"])
-        raise ValueError(f"{node.name}: unknown operation {node.op}")
+            return ACTIVATIONS[attrs["kind"]](inputs[0])
+        weight = None if node.weight is None else self._stored(node.weight)
+        bias = None if node.bias is None else self._stored(node.bias)
+        return run_dense(node.op, attrs, inputs, weight, bias)
 
 
 def _extent(extent: Any, batch: int) -> int:

@@ -10,11 +10,11 @@ import warnings
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finepruning.engine.activations import ACTIVATIONS
 from finepruning.engine.fuse import fuse
+from finepruning.engine.operations import run_dense
 from finepruning.engine.plan import Plan, Step
 from finepruning.sparse import aten
 from finepruning.sparse.csr import CSR
@@ -112,47 +112,11 @@ class PlanModule(nn.Module):
             constants = {name: getattr(self, self._names[f"constant:{name}"]) for name in self.plan.tensors}
             out = aten.call(step.attrs, values, constants, values[self.plan.input].device)
         else:
-            out = self._operation(step, [values[name] for name in step.inputs])
+            weight, bias = self._stored(f"{step.name}.weight"), self._stored(f"{step.name}.bias")
+            out = run_dense(step.op, step.attrs, [values[name] for name in step.inputs], weight, bias)
         if step.residual is not None:
             out = out + values[step.residual]
         return ACTIVATIONS[step.activation](out)
-
-    def _operation(self, step: Step, inputs: list[Tensor]) -> Tensor:
-        x, attrs = inputs[0], step.attrs
-        weight, bias = self._stored(f"{step.name}.weight"), self._stored(f"{step.name}.bias")
-        if step.op == "conv2d":
-            assert weight is not None
-            return F.conv2d(
-                x, weight, bias, attrs["stride"], attrs["padding"], attrs["dilation"], attrs["groups"]
-            )
-        if step.op == "linear":
-            assert weight is not None
-            return F.linear(x, weight, bias)
-        if step.op == "max_pool2d":
-            return F.max_pool2d(
-                x, attrs["kernel"], attrs["stride"], attrs["padding"], attrs["dilation"], attrs["ceil_mode"]
-            )
-        if step.op == "avg_pool2d":
-            return F.avg_pool2d(
-                x,
-                attrs["kernel"],
-                attrs["stride"],
-                attrs["padding"],
-                attrs["ceil_mode"],
-                attrs["count_include_pad"],
-                attrs["divisor_override"],
-            )
-        if step.op == "add":
-            return inputs[0] + inputs[1]
-        if step.op == "mul":
-            return inputs[0] * inputs[1]
-        if step.op == "concat":
-            return torch.cat(inputs, attrs["dim"])
-        if step.op == "view":
-            return x.reshape(attrs["shape"])
-        if step.op == "identity":
-            return x
-        raise ValueError(f"step {step.name}: unknown operation {step.op}")
 
 
 def dense_twin(stored: StoredModel, x: Tensor, folder: Path) -> DenseTwin:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from finepruning.engine.activations import ACTIVATIONS
+from finepruning.engine.operations import run_dense
 from finepruning.engine.plan import Plan, Step, StepReport
 from finepruning.sparse import aten
 from finepruning.sparse.csr import CSR
@@ -40,7 +40,7 @@ class ReferenceExecutor:
             result = aten.call(step.attrs, values, self._tensors, self.device)
         else:
             inputs = [values[name] for name in step.inputs]
-            result = self._operation(step, inputs)
+            result = run_dense(step.op, step.attrs, inputs, *self._parameters(step, inputs[0]))
         if step.residual is not None:
             result = result + values[step.residual]
         if step.activation is not None:
@@ -49,46 +49,9 @@ class ReferenceExecutor:
         assert tuple(result.shape) == expected, f"{step.name}: {tuple(result.shape)} is not {expected}"
         return result
 
-    def _operation(self, step: Step, inputs: list[Tensor]) -> Tensor:
-        attrs = step.attrs
-        x = inputs[0]
-        match step.op:
-            case "conv2d":
-                weight, bias = self._parameters(step, x)
-                return F.conv2d(
-                    x, weight, bias, attrs["stride"], attrs["padding"], attrs["dilation"], attrs["groups"]
-                )
-            case "linear":
-                return F.linear(x, *self._parameters(step, x))
-            case "max_pool2d":
-                return F.max_pool2d(
-                    x,
-                    attrs["kernel"],
-                    attrs["stride"],
-                    attrs["padding"],
-                    attrs["dilation"],
-                    attrs["ceil_mode"],
-                )
-            case "avg_pool2d":
-                return F.avg_pool2d(
-                    x, attrs["kernel"], attrs["stride"], attrs["padding"], attrs["ceil_mode"],
-                    attrs["count_include_pad"], attrs["divisor_override"],
-                )  # fmt: skip
-            case "add":
-                return inputs[0] + inputs[1]
-            case "mul":
-                return inputs[0] * inputs[1]
-            case "identity":
-                return x
-            case "concat":
-                return torch.cat(inputs, attrs["dim"])
-            case "view":
-                return x.reshape(attrs["shape"])
-        raise ValueError(f"step {step.name}: unknown operation {step.op}")
-
-    def _parameters(self, step: Step, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        bias = self._biases.get(step.name)
-        return self._weights[step.name].to(x.dtype), None if bias is None else bias.to(x.dtype)
+    def _parameters(self, step: Step, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        weight, bias = self._weights.get(step.name), self._biases.get(step.name)
+        return tuple(None if t is None else t.to(x.dtype) for t in (weight, bias))  # type: ignore[return-value]
 
     def report(self) -> list[StepReport]:
         rows = []
