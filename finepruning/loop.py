@@ -7,19 +7,19 @@ its state goes to disk; a resumed loop starts at the step after the last one sav
 from __future__ import annotations
 
 import copy
-import itertools
 import random
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from finepruning import search_images
 from finepruning.config import CompressConfig
 from finepruning.data import Splits
 from finepruning.errors import RunError, TrainingError
+from finepruning.loop_state import LoopState, from_tensors, to_tensors
 from finepruning.phases import Facts, Phase, budget, phases
 from finepruning.progress import Progress
 from finepruning.pruning import (
@@ -51,13 +51,13 @@ from finepruning.training import (
     WeightAverage,
     cosine,
     evaluate,
+    make_optimizer,
+    remembered_by,
     rise_and_decay,
     sensitivities,
+    set_dropout,
     train_epoch,
 )
-
-CALIBRATION_BATCHES = 8
-FISHER_BATCHES = 16
 
 
 class Loop:
@@ -81,10 +81,8 @@ class Loop:
         self._progress = progress
         self._phases = phases(config)
         self._device = torch.device(config.device)
-        self._surgery: Surgery | None = None
-        self._momentum: dict[str, Tensor] = {}
+        self._state = LoopState()
         self._teacher: nn.Module | None = None
-        self._average: WeightAverage | None = None
         self._start = StartingPoint(module, config.l2_sp) if config.l2_sp > 0 else None
         self.facts = Facts()
         self._restore()
@@ -116,23 +114,19 @@ class Loop:
             else:
                 self._tune(phase)
             self.facts.phase, self.facts.step = self.facts.phase + 1, 0
-            self._momentum = {}
+            self._state.optimizer = {}
             self._save()
-
-    def masks(self) -> list[Tensor]:
-        """Masks of the pruned network, in the order of ``layers``."""
-        assert self._surgery is not None
-        return self._surgery.masks
 
     # --- choosing where to prune ---------------------------------------------------------------
 
     def _choose(self, phase: Phase) -> None:
         started = time.perf_counter()
-        if self._surgery is None:
-            self._surgery = Surgery(self.layers)
-        surgery, keep, facts = self._surgery, self.keep(phase.round), self.facts
+        if self._state.surgery is None:
+            self._state.surgery = Surgery(self.layers)
+        surgery, keep, facts = self._state.surgery, self.keep(phase.round), self.facts
         if self.config.saliency == "fisher":
-            surgery.sensitivity = self._sensitivities(phase)
+            images = search_images.fisher(self.config, self.splits, phase.round)
+            surgery.sensitivity = sensitivities(self.module, self.layers, images, self._recipe(phase))
         entry: dict[str, Any] = {
             "round": phase.round,
             "budget": budget(self.config, phase.round),
@@ -179,8 +173,8 @@ class Loop:
             self.module,
             surgery,
             space,
-            self._search_batches(),
-            self._calibration(),
+            search_images.scoring(config, self.splits),
+            search_images.calibration(config, self.splits, self.module),
             self._recipe(phase),
             self._look_ahead(phase),
         )
@@ -193,41 +187,20 @@ class Loop:
             self._progress.advance(loss=trial.loss, best=best(trials).loss)
         return trials
 
-    def _search_batches(self) -> list[tuple[Tensor, Tensor]]:
-        """The same validation images for every trial of the run, as ready-made batches."""
-        size = min(64, self.config.search_images)
-        batches = self.splits.validation.batches(size, shuffle=derive_seed(self.config.seed, "search images"))
-        return list(itertools.islice(batches, max(1, self.config.search_images // size)))
-
     def _look_ahead(self, phase: Phase) -> LookAhead | None:
         config = self.config
         if config.look_ahead == 0:
             return None
         self._need_teacher()
         seed = derive_seed(config.seed, "look-ahead", phase.round)
-        batches = self.splits.train.batches(config.batch_size, shuffle=seed, augment=True, drop_last=True)
         return LookAhead(
-            list(itertools.islice(batches, config.look_ahead)),
+            search_images.look_ahead(config, self.splits, seed),
             config.lr if config.prune_lr is None else config.prune_lr,
             config.momentum,
             config.weight_decay,
             seed,
             self._teacher,
         )
-
-    def _sensitivities(self, phase: Phase) -> list[Tensor]:
-        seed = derive_seed(self.config.seed, "fisher", phase.round)
-        batches = self.splits.train.batches(self.config.batch_size, shuffle=seed, drop_last=True)
-        chosen = list(itertools.islice(batches, FISHER_BATCHES))
-        return sensitivities(self.module, self.layers, chosen, self._recipe(phase))
-
-    def _calibration(self) -> list[tuple[Tensor, Tensor]]:
-        """Training images for BatchNorm statistics; none are needed without such layers."""
-        if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.module.modules()):
-            return []
-        seed = derive_seed(self.config.seed, "calibration")
-        batches = self.splits.train.batches(self.config.batch_size, shuffle=seed, drop_last=True)
-        return list(itertools.islice(batches, CALIBRATION_BATCHES))
 
     # --- fine-tuning ---------------------------------------------------------------------------
 
@@ -237,21 +210,21 @@ class Loop:
         for epoch in range(self.facts.step, phase.epochs):
             self._epoch(phase, epoch, optimizer)
             self.facts.step = epoch + 1
-            self._momentum = _momentum(optimizer)
+            self._state.optimizer = remembered_by(optimizer)
             if self.facts.step < phase.epochs:
                 self._save()
         self._end(phase)
 
     def _begin(self, phase: Phase) -> None:
-        surgery = self._surgery
+        surgery = self._state.surgery
         if surgery is not None and (phase.kind == "final" or not self.config.splicing):
             surgery.freeze()
         if phase.kind != "dense":
             self._need_teacher()
             if self.config.prune_dropout is not None:
                 set_dropout(self.module, self.config.prune_dropout)
-        if phase.kind == "final" and self.config.ema > 0 and self._average is None:
-            self._average = WeightAverage(self.module, self.config.ema)
+        if phase.kind == "final" and self.config.ema > 0 and self._state.average is None:
+            self._state.average = WeightAverage(self.module, self.config.ema)
         self._progress.advance(self.facts.step * self.steps_per_epoch)
 
     def _epoch(self, phase: Phase, epoch: int, optimizer: torch.optim.Optimizer) -> None:
@@ -275,8 +248,8 @@ class Loop:
                 chance = update_probability(epoch * steps + step, config.surgery_gamma, config.surgery_power)
                 if draw.random() < chance:
                     self._update_masks(phase)
-            if self._average is not None:
-                self._average.update()
+            if self._state.average is not None:
+                self._state.average.update()
             self._progress.advance(loss=loss)
 
         try:
@@ -291,7 +264,7 @@ class Loop:
                 ),
                 self._recipe(phase),
                 rate,
-                surgery=self._surgery,
+                surgery=self._state.surgery,
                 teacher=self._teacher,
                 start=self._start,
                 after_step=after_step,
@@ -306,8 +279,8 @@ class Loop:
         self._record(phase, epoch, loss, result, rate(0), seconds)
 
     def _update_masks(self, phase: Phase) -> None:
-        assert self._surgery is not None
-        self.facts.spliced += self._surgery.update(self.facts.theta, self.keep(phase.round))
+        assert self._state.surgery is not None
+        self.facts.spliced += self._state.surgery.update(self.facts.theta, self.keep(phase.round))
 
     def _record(
         self, phase: Phase, epoch: int, loss: float, result: Evaluation, rate: float, seconds: float
@@ -335,11 +308,11 @@ class Loop:
     def _end(self, phase: Phase) -> None:
         """Note how the phase ended; without an epoch in it, the network is validated as it is."""
         if phase.kind == "final":
-            if self._average is not None:
-                assert self._surgery is not None
-                with self._surgery.dense():
-                    self._average.apply()
-                self._average = None
+            if self._state.average is not None:
+                assert self._state.surgery is not None
+                with self._state.surgery.dense():
+                    self._state.average.apply()
+                self._state.average = None
             return
         if phase.epochs:
             last = self.facts.history[-1]
@@ -356,13 +329,13 @@ class Loop:
 
     def _validate(self) -> Evaluation:
         batches = self.splits.validation.batches(self.config.batch_size)
-        with self._average.applied() if self._average is not None else nullcontext():
+        with self._state.average.applied() if self._state.average is not None else nullcontext():
             return evaluate(self.module, batches, self._device, self.config.precision)
 
     def _density(self) -> float:
-        if self._surgery is None:
+        if self._state.surgery is None:
             return 1.0
-        return self._surgery.kept / sum(weight.numel() for weight in self.layers.values())
+        return self._state.surgery.kept / sum(weight.numel() for weight in self.layers.values())
 
     def _recipe(self, phase: Phase) -> Recipe:
         config = self.config
@@ -380,20 +353,15 @@ class Loop:
 
     def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
         """The phase's optimizer, in the state it was saved in."""
-        config, parameters = self.config, list(self.module.parameters())
-        optimizer: torch.optim.Optimizer
-        if config.optimizer == "adam":
-            optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-        else:
-            optimizer = torch.optim.SGD(
-                parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-            )
-        for key, value in self._momentum.items():
-            index, name = key.split(".")
-            parameter = parameters[int(index)]
-            like = parameter if value.dim() else value
-            optimizer.state[parameter][name] = torch.empty_like(like).copy_(value)
-        return optimizer
+        config = self.config
+        return make_optimizer(
+            config.optimizer,
+            list(self.module.parameters()),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            remembered=self._state.optimizer,
+        )
 
     def _need_teacher(self) -> None:
         if self.config.distillation == 0 or self._teacher is not None:
@@ -407,20 +375,9 @@ class Loop:
     # --- state ---------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
-        if self._surgery is not None:
-            for name, weight, mask in zip(
-                self.layers, self._surgery.weights, self._surgery.masks, strict=True
-            ):
-                tensors[f"module.{name}.weight"] = weight
-                tensors[f"mask.{name}"] = mask
-            if self._surgery.sensitivity is not None:
-                for name, factor in zip(self.layers, self._surgery.sensitivity, strict=True):
-                    tensors[f"sensitivity.{name}"] = factor
-        self.facts.averaged = 0 if self._average is None else self._average.updates
-        if self._average is not None:
-            tensors |= {f"average.{name}": value for name, value in self._average.tensors.items()}
-        tensors |= {f"momentum.{key}": value for key, value in self._momentum.items()}
+        average = self._state.average
+        self.facts.averaged = 0 if average is None else average.updates
+        tensors = to_tensors(self.module, self.layers, self._state)
         self._run.write_tensors(STATE, tensors, vars(self.facts))
 
     def _restore(self) -> None:
@@ -430,44 +387,16 @@ class Loop:
         tensors, facts = stored
         self.facts = Facts(**facts)
         try:
-            self.module.load_state_dict(dict(_under("module.", tensors)))
+            self._state = from_tensors(
+                tensors,
+                self.module,
+                self.layers,
+                self._device,
+                ema=self.config.ema,
+                averaged=self.facts.averaged,
+            )
         except RuntimeError:
             raise RunError(
                 f"{self._run.path / STATE} holds another network than this run's data and model give now "
                 "(did the number of classes change?); restore the data, or start a new run"
             ) from None
-        masks = dict(_under("mask.", tensors))
-        if masks:
-            self._surgery = Surgery(self.layers)
-            self._surgery.set_masks([masks[name].to(self._device) for name in self.layers])
-            factors = dict(_under("sensitivity.", tensors))
-            if factors:
-                self._surgery.sensitivity = [factors[name].to(self._device) for name in self.layers]
-        self._momentum = dict(_under("momentum.", tensors))
-        average = dict(_under("average.", tensors))
-        if average:
-            self._average = WeightAverage(self.module, self.config.ema, average, self.facts.averaged)
-
-
-def set_dropout(module: nn.Module, probability: float) -> None:
-    """Set the probability of every dropout layer."""
-    for child in module.modules():
-        if isinstance(child, nn.modules.dropout._DropoutNd):
-            child.p = probability
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors.items():
-        if name.startswith(prefix):
-            yield name.removeprefix(prefix), tensor
-
-
-def _momentum(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the optimizer remembers, as ``"index.name"`` of the parameter and the tensor."""
-    parameters = optimizer.param_groups[0]["params"]
-    return {
-        f"{index}.{name}": value
-        for index, parameter in enumerate(parameters)
-        for name, value in optimizer.state[parameter].items()
-        if isinstance(value, Tensor)
-    }
