@@ -80,10 +80,10 @@ def test_pools_move_at_least_8_bytes_at_a_time(kernels, name):
 
 @pytest.mark.parametrize(
     ("network", "batch", "dtype", "registers"),
-    [("resnet18", 8, "float32", 80), ("mobilenet_v3_small", 1, "float16", 255)],
+    [("resnet18", 8, "float32", 80), ("mobilenet_v3_small", 1, "float16", 128)],
 )
 def test_whole_networks_compile(network, batch, dtype, registers):
-    """Every kernel of a real network's plan keeps to its registers (80: six blocks); none spills."""
+    """Every kernel of a real network's plan keeps to its registers (80: six blocks, 128: four)."""
     facts = offline(network, str(batch), dtype)
     assert any(name.startswith("sparse_conv2d_kernel") for name in facts)
     assert {name: f for name, f in facts.items() if f["spilled_bytes"] or f["registers"] > registers} == {}
