@@ -119,13 +119,22 @@ def call(
         attrs: the step's ``target``, ``args``, ``kwargs`` and optional ``item`` (which of several results).
         values: the values computed so far. tensors: the stored constants.
         device: where operations without an input make their result.
+
+    Raises:
+        ModelFileError: the operation cannot work on what reaches it, which shapes alone did not tell.
     """
     target = attrs["target"]
     args = [_load(item, values, tensors) for item in attrs["args"]]
     kwargs = {key: _load(item, values, tensors) for key, item in attrs["kwargs"].items()}
     if _takes_device(target):
         kwargs["device"] = torch.device(device)
-    result = operator(target)(*args, **kwargs)
+    try:
+        result = operator(target)(*args, **kwargs)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelFileError(f"the model's operation {target} cannot run on its inputs: {reason}") from error
     item = attrs.get("item")
     if item is not None:
         result = result[item]

@@ -181,7 +181,8 @@ def _aten(
     try:
         result = aten.call(attrs, values, constants, "meta")
     except Exception as error:  # PyTorch raises many types here; all mean that the arguments do not fit
-        raise ShapeError(f"{node.attrs['target']}: {str(error).strip().splitlines()[0][:200]}") from None
+        reason = str(error.__cause__ or error).strip().splitlines()[0][:200]
+        raise ShapeError(f"{node.attrs['target']}: {reason}") from None
     return tuple(result.shape), result.dtype
 
 
