@@ -3,6 +3,7 @@
 A batch that runs step by step leaves maps that no cache holds. So the first steps may run as a loop over
 chunks of images, whose maps still lie in the cache when the next step reads them; later steps, with small
 maps and many weights, run once for the whole batch. Where the loop ends is decided by modelled times.
+A choice by measurement would differ from process to process, and with it the last digits of the output.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from finepruning.sparse.csr import CSR
 # From so many images on, 16 to a vector beat one after the other even with lanes left empty.
 LANE_BATCH = 12
 _LOOPED = {"conv2d", "max_pool2d", "avg_pool2d", "add", "mul", "identity", "concat"}
-# Of the machine the cost model was fitted to: bytes that its last cache holds of one step's maps, and bytes
-# that cross to memory in a cycle, all cores together.
+# Of the machine the cost model was fitted to: bytes that its last cache holds of one step's maps, bytes that
+# cross from there and from memory in a cycle, all cores together, and what sharing out few images costs.
 _CACHE_BYTES = 24 << 20
-_MEMORY_BYTES_A_CYCLE = 10.0
+_CACHE_BYTES_A_CYCLE, _MEMORY_BYTES_A_CYCLE = 25.0, 10.0
+_LOOP_FACTOR = 1.2
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,11 @@ def schedule(plan: Plan, threads: int) -> Schedule:
     lanes = batch >= LANE_BATCH
     gains = [0.0]  # of looping the first n steps, in cycles
     for step in plan.steps[:longest]:
-        looped = _step_cycles(plan, step, images, threads, lanes=False)
-        whole = _step_cycles(plan, step, batch, threads, lanes=lanes)
-        gains.append(gains[-1] + whole - looped)
+        gain = 0.0  # other steps were measured to take as long both ways
+        if step.op == "conv2d":
+            gain = _whole_cycles(plan, step, threads, lanes=lanes)
+            gain -= _looped_cycles(plan, step, images, threads)
+        gains.append(gains[-1] + gain)
     best = max(range(len(gains)), key=lambda n: gains[n] - _boundary_cycles(plan, n, lanes))
     return Schedule(best, images) if best > 0 and gains[best] > 0 else Schedule()
 
@@ -90,15 +94,23 @@ def _map_bytes(plan: Plan, step: Step) -> int:
     return sum(4 * math.prod(plan.values[name].shape) for name in names)
 
 
-def _step_cycles(plan: Plan, step: Step, images: int, threads: int, *, lanes: bool) -> float:
-    """Modelled cycles for the whole batch, so many images at a time."""
-    units = lane_blocks(plan.batch) if lanes else plan.batch
-    moved = _map_bytes(plan, step)
-    memory = 0.0
-    if moved * images / plan.batch > _CACHE_BYTES:  # a line that is written is read first
-        written = 4 * math.prod(plan.values[step.output].shape)
-        memory = (moved + written) / _MEMORY_BYTES_A_CYCLE
-    return max(_cycles(plan, step, lanes=lanes) * units / threads, memory)
+def _whole_cycles(plan: Plan, step: Step, threads: int, *, lanes: bool) -> float:
+    """Modelled cycles of a convolution on the whole batch; memory traffic overlaps with half of the rest."""
+    compute = _cycles(plan, step, lanes=lanes) * (lane_blocks(plan.batch) if lanes else plan.batch) / threads
+    memory = _traffic(plan, step) / _MEMORY_BYTES_A_CYCLE if _map_bytes(plan, step) > _CACHE_BYTES else 0.0
+    return max(compute, memory) + min(compute, memory) / 2
+
+
+def _looped_cycles(plan: Plan, step: Step, images: int, threads: int) -> float:
+    """Modelled cycles of a convolution on the batch, so many images at a time."""
+    compute = _LOOP_FACTOR * _cycles(plan, step, lanes=False) * plan.batch / threads
+    near = _map_bytes(plan, step) * images / plan.batch <= _CACHE_BYTES
+    return compute + _traffic(plan, step) / (_CACHE_BYTES_A_CYCLE if near else _MEMORY_BYTES_A_CYCLE)
+
+
+def _traffic(plan: Plan, step: Step) -> float:
+    """Bytes that the step's maps move; a line that is written is read first."""
+    return _map_bytes(plan, step) + 4.0 * math.prod(plan.values[step.output].shape)
 
 
 def _cycles(plan: Plan, step: Step, *, lanes: bool) -> float:
