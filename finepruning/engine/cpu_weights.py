@@ -18,7 +18,7 @@ from finepruning.sparse.csr import CSR
 
 # Above this share of nonzeros a dense kernel does more useful work per second than a sparse one, unless every
 # output has only few weights.
-DENSE_ABOVE, FEW_COLUMNS = 0.6, 256
+DENSE_ABOVE, FEW_COLUMNS = 0.6, 512
 
 _packed: dict[int, tuple[weakref.ref[CSR], weakref.WeakValueDictionary[Any, _core.PackedConv]]] = {}
 

@@ -266,8 +266,8 @@ def test_input_of_any_strides(batch: int, form: str) -> None:
 
 
 def test_a_dense_layer_runs_dense_and_says_why() -> None:
-    weight = pruned((6, 40, 3, 3), 0.9)
-    x = torch.randn(1, 40, 9, 9)
+    weight = pruned((6, 60, 3, 3), 0.9)
+    x = torch.randn(1, 60, 9, 9)
     expected = reference(x, weight, None, attributes())
     executor = CpuExecutor(
         plan_of([conv_step(weight, None, attributes())], {"x": x.shape, "y": expected.shape})

@@ -94,7 +94,7 @@ def wide(channels: int, size: int, batch: int) -> Plan:
 
 
 def test_maps_beyond_the_cache_are_looped_and_small_ones_are_not() -> None:
-    large, small = schedule(wide(128, 112, 8), 2), schedule(wide(128, 14, 8), 2)
+    large, small = schedule(wide(128, 112, 16), 2), schedule(wide(128, 14, 16), 2)
     assert large.steps >= 2
     assert large.images == 2
     assert small == Schedule()
