@@ -12,11 +12,14 @@ import pytest
 from tiny_run import make_images
 
 SCRIPT = """
+import signal
 import sys
 import torch
 from tiny_run import use_tiny_network
 from finepruning.cli import run
 torch.set_num_threads(1)
+# a shell's background job starts with the signal ignored, and so would everything below it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 use_tiny_network(setattr)
 sys.exit(run(sys.argv[1:]))
 """
