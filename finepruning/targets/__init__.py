@@ -1,0 +1,7 @@
+"""What a run is to end with: a density, or a limit on what the network costs."""
+
+from finepruning.targets.base import DensityTarget, Target
+from finepruning.targets.choice import choose
+from finepruning.targets.file_size import FileSizeTarget
+
+__all__ = ["DensityTarget", "FileSizeTarget", "Target", "choose"]
