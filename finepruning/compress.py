@@ -73,7 +73,7 @@ def compress(
         assert resolved.device is not None
         check_new(Path(resolved.out))
         splits, network = _prepare(resolved, progress)
-        target = _target(resolved, splits, network)
+        target = _target(resolved, splits, network, progress)
         with RunDirectory.create(resolved, describe_environment(resolved.device)) as run:
             run.write_json(DATA, _content(splits))
             return _run(resolved, splits, network, target, run, progress)
@@ -90,7 +90,7 @@ def dry_run(config: CompressConfig) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         splits, network = _prepare(resolved, NoProgress())
         layers = prunable_layers(network.module)
-        target = _target(resolved, splits, network)
+        target = _target(resolved, splits, network, NoProgress())
         sizes = [{"name": n, "shape": list(w.shape), "size": w.numel()} for n, w in layers.items()]
         return {
             "config": dataclasses.asdict(resolved),
@@ -160,7 +160,7 @@ def _resume(path: Path, progress: Progress) -> dict[str, Any]:
             )
         splits, network = _prepare(config, progress)
         _check_unchanged(run, splits)
-        return _run(config, splits, network, _target(config, splits, network), run, progress)
+        return _run(config, splits, network, _target(config, splits, network, progress), run, progress)
 
 
 def _content(splits: data.Splits) -> dict[str, Any]:
@@ -305,11 +305,13 @@ def _sparse_model(config: CompressConfig, splits: data.Splits, network: models.N
     )
 
 
-def _target(config: CompressConfig, splits: data.Splits, network: models.Network) -> Target:
+def _target(
+    config: CompressConfig, splits: data.Splits, network: models.Network, progress: Progress
+) -> Target:
     def capture(module: nn.Module) -> StoredModel:
         return _sparse_model(config, splits, network).stored
 
-    return choose(config, network.module, capture)
+    return choose(config, network.module, capture, progress.message)
 
 
 def _test(model: nn.Module, splits: data.Splits, device: torch.device) -> Evaluation:

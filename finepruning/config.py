@@ -14,7 +14,7 @@ DENSITY_SCHEDULES = ("geometric", "cubic")
 LR_SCHEDULES = ("cosine", "hold", "rise")
 SALIENCIES = ("magnitude", "fisher")
 OPTIMIZERS = ("sgd", "adam")
-TARGETS = ("target_density", "target_bytes")
+TARGETS = ("target_density", "target_bytes", "target_latency")
 DEFAULT_DENSITY = 0.1
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -29,6 +29,8 @@ class CompressConfig:
         weights: "default" (the model's published weights), "none", or a path to a safetensors or torch file.
         target_density: kept fraction of all prunable weights, in (0, 1]; 0.1 where no target is given.
         target_bytes: most bytes of the model directory, instead of a density.
+        target_latency: most milliseconds that the engine takes on the run's device with PyTorch's number of
+            threads, instead of a density. latency_batch: for so many images.
         rounds: rounds of (search, fine-tuning). trials: evaluations per search. epochs: epochs per round.
         dense_epochs: epochs of dense fine-tuning before the first round.
         density_schedule: how the density falls over the rounds: "geometric" (equal ratios) or "cubic" (fast
@@ -78,6 +80,8 @@ class CompressConfig:
     weights: str = "default"
     target_density: float | None = None
     target_bytes: int | None = None
+    target_latency: float | None = None
+    latency_batch: int = 1
     rounds: int = 12
     trials: int = 8
     epochs: int = 1
@@ -132,11 +136,11 @@ class CompressConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ArgumentError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
-        for name in ("rounds", "trials", "epochs", "batch_size", "search_images"):
+        for name in ("rounds", "trials", "epochs", "batch_size", "search_images", "latency_batch"):
             self._at_least(name, 1)
         for name in ("dense_epochs", "final_epochs", "look_ahead", "seed", "workers"):
             self._at_least(name, 0)
-        for name in ("lr", "prune_lr", "temperature", "theta_bound"):
+        for name in ("lr", "prune_lr", "temperature", "theta_bound", "target_latency"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ArgumentError(f"{name} is {value}; it must be a positive number")

@@ -32,6 +32,8 @@ HELP: dict[str, dict[str, str]] = {
     "Pruning": {
         "target_density": "Kept fraction of all prunable weights, in (0, 1].",
         "target_bytes": "Largest model directory instead, such as 500kB or 2MiB.",
+        "target_latency": "Most milliseconds on the run's device and threads instead.",
+        "latency_batch": "Images that --target-latency is for.",
         "rounds": "Rounds of search and fine-tuning; the density falls to its target over them.",
         "trials": "Candidates that each search evaluates.",
         "epochs": "Epochs of fine-tuning in each round.",

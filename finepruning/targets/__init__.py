@@ -3,5 +3,6 @@
 from finepruning.targets.base import DensityTarget, Target
 from finepruning.targets.choice import choose
 from finepruning.targets.file_size import FileSizeTarget
+from finepruning.targets.latency import LatencyTarget
 
-__all__ = ["DensityTarget", "FileSizeTarget", "Target", "choose"]
+__all__ = ["DensityTarget", "FileSizeTarget", "LatencyTarget", "Target", "choose"]
