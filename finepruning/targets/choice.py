@@ -13,7 +13,7 @@ from finepruning.sparse.storage import StoredModel
 from finepruning.targets.base import DensityTarget, Target
 from finepruning.targets.file_size import FileSizeTarget
 from finepruning.targets.latency import LatencyTarget
-from finepruning.targets.latency_table import latency_table
+from finepruning.targets.latency_table import latency_table, network_ms
 
 
 def choose(
@@ -38,5 +38,5 @@ def choose(
         sizes = {name: weight.numel() for name, weight in layers.items()}
         device = torch.device(config.device or "cpu")
         table = latency_table(capture(module), sizes, config.latency_batch, device, say)
-        return LatencyTarget(config, table, capture)
+        return LatencyTarget(config, table, capture, network_ms)
     return DensityTarget(config, layers)
