@@ -16,8 +16,9 @@ class Kernel(TypedDict):
 class PackedConv:
     """Weights of a convolution, repacked for one geometry and mapping: "lanes", "rows", "flat", "matrix", or
     "planar" (rows or flat, whichever the cost model prefers). ``matrix_blocks``: blocks of 16 rows that share
-    one reading of the weights under "matrix". ``tile`` (rows, columns in vectors) and ``block_units`` force
-    what the cost model would choose; zeros leave it the choice."""
+    one reading of the weights under "matrix". ``pooled``: the output is max-pooled over 2x2 windows (only
+    "lanes"). ``tile`` (rows, columns in vectors) and ``block_units`` force what the cost model would choose;
+    zeros leave it the choice."""
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class PackedConv:
         groups: int,
         mapping: str,
         matrix_blocks: int = 1,
+        pooled: bool = False,
         tile: tuple[int, int] = (0, 0),
         block_units: int = 0,
     ) -> None: ...
