@@ -9,6 +9,8 @@
 namespace finepruning {
 namespace {
 
+constexpr int64_t kExpandedFloats = 1024;
+
 class ConvStep final : public NativeStep {
  public:
   ConvStep(Buffer source, Buffer target, Buffer residual, std::shared_ptr<const PackedConv> packed,
@@ -28,7 +30,7 @@ class ConvStep final : public NativeStep {
   int64_t scratch_floats() const override {
     const int64_t sums =
         packed_->block_count() > 1 ? packed_->group_outputs * packed_->tile_vectors() * int64_t{kLanes} : 0;
-    return packed_->block_bytes() / 4 + sums;
+    return packed_->block_bytes() / 4 + expanded_floats() + sums;
   }
 
   void run(int64_t item, int threads, const Frame& frame, float* scratch) const override {
@@ -44,7 +46,8 @@ class ConvStep final : public NativeStep {
     p.part_segments(part, parts, &first_segment, &last_segment);
 
     TileArgs args{};
-    args.partial = scratch + p.block_bytes() / 4;
+    float* const values = scratch + p.block_bytes() / 4;
+    args.partial = values + expanded_floats();
     args.input_row = p.unit_columns * kVectorBytes;
     args.columns = p.tile_columns;
     args.low = finish_.low;
@@ -67,11 +70,42 @@ class ConvStep final : public NativeStep {
       args.rows = rows.rows;
       args.first = b == 0;
       args.last = b + 1 == p.block_count();
-      p.kernel(args);
+      if (p.value_type == ValueType::kFloat32)
+        p.kernel(args);
+      else
+        run_halves(rows, values, args);
     }
   }
 
  private:
+  // Scratch for values that are stored in 16 bits: few enough to stay beside the packed input in the
+  // first-level cache, and at least the longest row.
+  int64_t expanded_floats() const {
+    if (packed_->value_type == ValueType::kFloat32) return 0;
+    return (std::max<int64_t>(packed_->longest, kExpandedFloats) + kLanes - 1) / kLanes * kLanes;
+  }
+
+  // The tile kernel over some rows at a time, whose values are expanded to float32 just before.
+  void run_halves(const PackedConv::Rows& rows, float* values, TileArgs args) const {
+    const PackedConv& p = *packed_;
+    const Expand expand = p.isa->expand[static_cast<int>(p.value_type)];
+    const int64_t room = expanded_floats();
+    const uint16_t* half = rows.half;
+    args.value = values;
+    for (int row = 0; row < rows.rows; row += args.rows) {
+      int64_t nonzeros = rows.count[row];
+      args.rows = 1;
+      while (row + args.rows < rows.rows && nonzeros + rows.count[row + args.rows] <= room)
+        nonzeros += rows.count[row + args.rows++];
+      expand(half, values, nonzeros);
+      p.kernel(args);
+      half += nonzeros;
+      args.offset += nonzeros;
+      args.order += args.rows;
+      args.count += args.rows;
+    }
+  }
+
   int64_t base_items() const { return image_tiles_ * packed_->shape.groups * packed_->tiles(); }
 
   // Output channels are split between threads when there are too few tiles; every part packs its input anew.

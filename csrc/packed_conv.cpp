@@ -116,8 +116,9 @@ void PackedConv::lay_out(const CsrView& csr, const Choice& wanted) {
 
 int64_t PackedConv::bytes() const {
   return static_cast<int64_t>(offset.size() * sizeof offset[0] + value.size() * sizeof value[0] +
-                              order.size() * sizeof order[0] + count.size() * sizeof count[0] +
-                              segments.size() * sizeof segments[0] + units.size() * sizeof units[0]);
+                              half.size() * sizeof half[0] + order.size() * sizeof order[0] +
+                              count.size() * sizeof count[0] + segments.size() * sizeof segments[0] +
+                              units.size() * sizeof units[0]);
 }
 
 void PackedConv::make_units(const CsrView& csr) {
@@ -284,7 +285,13 @@ void PackedConv::pack(const CsrView& csr) {
   }
   segment_count_ = std::clamp<int64_t>(group_outputs / kSegmentRows, 1, kMaxSegments);
   offset.resize(static_cast<size_t>(nonzeros));
-  value.resize(static_cast<size_t>(nonzeros));
+  value_type = csr.type;
+  const auto* floats = static_cast<const float*>(csr.value);
+  const auto* halves = static_cast<const uint16_t*>(csr.value);
+  if (value_type == ValueType::kFloat32)
+    value.resize(static_cast<size_t>(nonzeros));
+  else
+    half.resize(static_cast<size_t>(nonzeros));
   order.reserve(static_cast<size_t>(shape.out_channels * blocks_a_group));
   count.reserve(order.capacity());
   std::vector<std::vector<uint32_t>> rows_of(static_cast<size_t>(segment_count_));
@@ -320,10 +327,14 @@ void PackedConv::pack(const CsrView& csr) {
       for (int64_t e = rowptr[k]; e < rowptr[k + 1]; ++e) {
         const uint32_t to = next[block_of[csr.column[e]] * group_outputs + k]++;
         offset[to] = place[csr.column[e]];
-        value[to] = csr.value[e];
+        if (value_type == ValueType::kFloat32)
+          value[to] = floats[e];
+        else
+          half[to] = halves[e];
       }
   }
   segments.push_back({static_cast<uint32_t>(order.size()), at});
+  for (uint32_t n : count) longest = std::max<int64_t>(longest, n);
   unit_of_ = {};
 }
 
@@ -343,8 +354,12 @@ PackedConv::Rows PackedConv::rows(int64_t group, int64_t block, int64_t first_se
                                   int64_t last_segment) const {
   const int64_t at = (group * block_count() + block) * segment_count_;
   const Segment first = segments[at + first_segment], last = segments[at + last_segment];
-  return {order.data() + first.row, count.data() + first.row, offset.data() + first.nonzero,
-          value.data() + first.nonzero, static_cast<int>(last.row - first.row)};
+  return {order.data() + first.row,
+          count.data() + first.row,
+          offset.data() + first.nonzero,
+          value.empty() ? nullptr : value.data() + first.nonzero,
+          half.empty() ? nullptr : half.data() + first.nonzero,
+          static_cast<int>(last.row - first.row)};
 }
 
 }  // namespace finepruning

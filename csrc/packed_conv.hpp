@@ -27,7 +27,8 @@ enum class Mapping : int {
 
 // Borrowed CSR arrays; see finepruning/sparse/csr.py.
 struct CsrView {
-  const float* value;
+  const void* value;  // of `type`
+  ValueType type;
   const int32_t* column;
   const int32_t* rowptr;
   int64_t rows, nonzeros;
@@ -68,7 +69,8 @@ class PackedConv {
     const uint32_t* order;
     const uint32_t* count;
     const uint16_t* offset;
-    const float* value;
+    const float* value;    // or null, and
+    const uint16_t* half;  // values of 16 bits
     int rows;
   };
   Rows rows(int64_t group, int64_t block, int64_t first_segment, int64_t last_segment) const;
@@ -85,7 +87,9 @@ class PackedConv {
   std::vector<int32_t> blocks;  // first unit of each block, and the end
   int64_t group_channels = 0, group_outputs = 0;
   std::vector<uint16_t> offset;
-  std::vector<float> value;
+  ValueType value_type = ValueType::kFloat32;
+  std::vector<float> value;    // under kFloat32, else
+  std::vector<uint16_t> half;  // expanded a few rows at a time, just before they are used
   // A group's output channels are cut into segments of about equal work, which threads can share. Inside a
   // segment and block, rows stand by falling number of nonzeros.
   std::vector<uint32_t> order;  // output channel inside the group, segment by segment
@@ -94,10 +98,10 @@ class PackedConv {
     uint32_t row;      // into order and count
     uint32_t nonzero;  // into offset and value
   };
-  std::vector<Segment> segments;  // [(group * blocks + block) * segments + segment], and the end
-  int64_t nonzeros = 0;
-  double cost = 0;        // modelled cycles for one image (16 under kLanes)
-  double copy_share = 0;  // of them, for packing input
+  std::vector<Segment> segments;      // [(group * blocks + block) * segments + segment], and the end
+  int64_t nonzeros = 0, longest = 0;  // of all rows; of one row in one block
+  double cost = 0;                    // modelled cycles for one image (16 under kLanes)
+  double copy_share = 0;              // of them, for packing input
 
   int tile_vectors() const { return tile_rows * tile_columns; }
   int unit_bytes() const { return unit_rows * unit_columns * kVectorBytes; }

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from finepruning import _core
 from finepruning.engine.cpu_lowering_maps import MapLowering
 from finepruning.engine.cpu_schedule import LANE_BATCH, outliving
 from finepruning.engine.cpu_tape import LANED, LANES, PLANAR, Buffer, Storage, lane_blocks
@@ -127,9 +128,7 @@ class Lowering(MapLowering):
         plain = tuple(attrs["padding"]) == (0, 0) and tuple(attrs["dilation"]) == (1, 1)
         return pool if windows and plain else None
 
-    def _emit_conv(
-        self, step: Step, layout: str, packed: Any, images: int, pool: Step | None = None
-    ) -> None:
+    def _emit_conv(self, step: Step, layout: str, packed: Any, images: int, pool: Step | None = None) -> None:
         source = self.tape.need(step.inputs[0], layout)
         buffers = [source]
         if step.residual is not None:
@@ -232,7 +231,7 @@ class Lowering(MapLowering):
             lambda p, ids: p.gather_linear(
                 ids[0],
                 ids[-1],
-                *csr_arrays(weight),
+                **csr_arrays(weight),
                 columns=weight.columns,
                 bias=bias,
                 residual=ids[1] if has_residual else -1,
@@ -243,4 +242,5 @@ class Lowering(MapLowering):
             target,
         )
         self._after(step, PLANAR, residual=False, activation=activation != step.activation)
-        self._report(step, "gather_rows", 6 * weight.nnz + 4 * (weight.rows + 1))
+        size = (weight.values.element_size() + 2) * weight.nnz + 4 * (weight.rows + 1)
+        self._report(step, f"gather_rows_{_core.isa()}", size)
