@@ -106,13 +106,15 @@ def dry_run(config: CompressConfig) -> dict[str, Any]:
 def _planned_rounds(
     config: CompressConfig, target: Target, layers: dict[str, nn.Parameter]
 ) -> list[dict[str, Any]]:
-    """What each round keeps if the weights stay as they are; what a target has to see decides later."""
+    """What each round keeps if the weights stay as they are and accuracy always holds."""
     rounds = []
     magnitudes = [weight.detach().abs() for weight in layers.values()]
+    target.judge(0, 1.0, 1.0)
     for number in range(1, config.rounds + 1):
         target.begin(number, magnitudes)
         weights = kept(target.keep, magnitudes)
         rounds.append({"round": number, "budget": target.density, "weights": weights})
+        target.judge(number, 1.0, target.density)
     return rounds
 
 
@@ -258,7 +260,7 @@ def _finish(
     seconds = {**loop.facts.seconds, "export": time.perf_counter() - started}
     seconds["total"] = sum(seconds.values())
     layers = _layers(loop.layers)
-    last = _last(loop)
+    last = _last(loop, splits)
     content: dict[str, Any] = {
         "name": run.path.name,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -270,8 +272,9 @@ def _finish(
         "dense_accuracy": dense_accuracy.accuracy,
         "dense_validation_loss": loop.facts.dense["validation_loss"],
         "accuracy": accuracy.accuracy,
+        "validation_accuracy": last["accuracy"],
         "sparse_accuracy": answers.accuracy,
-        "density": sum(layer["nnz"] for layer in layers) / sum(layer["size"] for layer in layers),
+        "density": _density(layers),
         "target_density": config.target_density,
         "bytes_dense": (run.path / DENSE).stat().st_size,
         "bytes_sparse": sum(file.stat().st_size for file in place.rglob("*") if file.is_file()),
@@ -280,7 +283,7 @@ def _finish(
         "layers": layers,
         "seconds": seconds,
         "rounds": loop.facts.rounds,
-        "pareto": _pareto(run, loop, last),
+        "pareto": _pareto(run, loop, {**last, "density": _density(layers)}),
         "history": loop.facts.history,
         "confusion": mistakes.describe(answers, splits.test, run.path),
     }
@@ -328,8 +331,17 @@ def _layers(layers: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
     return rows
 
 
-def _last(loop: Loop) -> dict[str, float]:
+def _density(layers: list[dict[str, Any]]) -> float:
+    return float(sum(layer["nnz"] for layer in layers) / sum(layer["size"] for layer in layers))
+
+
+def _last(loop: Loop, splits: data.Splits) -> dict[str, float]:
     """Validation figures of the network as it is at the end."""
+    if loop.config.max_accuracy_drop is not None:  # it may have gone back to an earlier state
+        result = evaluate(
+            loop.module, splits.validation.batches(32), torch.device(loop.config.device or "cpu")
+        )
+        return {"loss": result.loss, "accuracy": result.accuracy}
     entry = loop.facts.history[-1] if loop.facts.history else loop.facts.rounds[-1]
     return {"loss": entry["validation_loss"], "accuracy": entry["validation_accuracy"]}
 
@@ -342,7 +354,7 @@ def _pareto(run: RunDirectory, loop: Loop, last: dict[str, float]) -> list[dict[
         _point(1.0, dense["validation_loss"], dense["validation_accuracy"], "dense"),
         *(_point(t.density, t.loss, t.accuracy, "trial") for t in run.trials()),
         *(_point(r["density"], r["validation_loss"], r["validation_accuracy"], "round") for r in rounds),
-        _point(rounds[-1]["density"], last["loss"], last["accuracy"], "final"),
+        _point(last["density"], last["loss"], last["accuracy"], "final"),
     ]
 
 

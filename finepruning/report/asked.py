@@ -7,6 +7,7 @@ from typing import Any
 from finepruning.report.text import percent_text, size_text
 
 DENSITY, BYTES, LATENCY = "target_density", "target_bytes", "target_latency"
+DROP = "max_accuracy_drop"
 
 
 def asked(report: dict[str, Any], name: str) -> float | None:
@@ -41,4 +42,17 @@ def latency_asked(report: dict[str, Any]) -> tuple[str, str, str] | None:
         f"{found['dense']:.3g} ms",
         f"{found['reached']:.3g} ms of at most {limit:.3g} ms",
         f"batch {found['batch']}, {where}",
+    )
+
+
+def accuracy_asked(report: dict[str, Any]) -> tuple[str, str] | None:
+    """Validation accuracy, dense and compressed, of a run that was asked to keep it."""
+    limit = asked(report, DROP)
+    if limit is None:
+        return None
+    found = report["target"]
+    reached, change = percent_text(found["validation_accuracy"]), f"{0.0 - found['reached']:+.1f}"
+    return (
+        percent_text(found["dense_validation_accuracy"]),
+        f"{reached} ({change} points, {limit:g} may be lost)",
     )

@@ -10,6 +10,7 @@ from torch import nn
 from finepruning.config import CompressConfig
 from finepruning.pruning import prunable_layers
 from finepruning.sparse.storage import StoredModel
+from finepruning.targets.accuracy import AccuracyTarget
 from finepruning.targets.base import DensityTarget, Target
 from finepruning.targets.file_size import FileSizeTarget
 from finepruning.targets.latency import LatencyTarget
@@ -34,6 +35,8 @@ def choose(
     layers = prunable_layers(module)
     if config.target_bytes is not None:
         return FileSizeTarget(config, layers, capture(module), capture)
+    if config.max_accuracy_drop is not None:
+        return AccuracyTarget(config, layers)
     if config.target_latency is not None:
         sizes = {name: weight.numel() for name, weight in layers.items()}
         device = torch.device(config.device or "cpu")
