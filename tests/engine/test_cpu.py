@@ -43,9 +43,9 @@ def plan_of(steps: list[Step], shapes: dict[str, tuple[int, ...]], **more: Any) 
 
 def poison(executor: CpuExecutor) -> None:
     """Fill the arena that the next call will use with NaN: nothing stale may reach a result."""
-    program = executor._built.program
+    program = executor._runner.built.program
     context = program.acquire(torch.get_num_threads())
-    for buffer, number in executor._built.ids.items():
+    for buffer, number in executor._runner.built.ids.items():
         if buffer.kind == "arena":
             program.view(context, number)[:] = float("nan")
     program.release(context)
@@ -263,20 +263,6 @@ def test_input_of_any_strides(batch: int, form: str) -> None:
         given_x,
         expected,
     )
-
-
-def test_a_dense_layer_runs_dense_and_says_why() -> None:
-    weight = pruned((6, 60, 3, 3), 0.9)
-    x = torch.randn(1, 60, 9, 9)
-    expected = reference(x, weight, None, attributes())
-    executor = CpuExecutor(
-        plan_of([conv_step(weight, None, attributes())], {"x": x.shape, "y": expected.shape})
-    )
-    row = executor.report()[0]
-    assert row.kernel == "aten"
-    assert row.why_dense is not None
-    assert "density" in row.why_dense
-    check(executor, x, expected)
 
 
 @pytest.mark.parametrize("batch", [1, 16])

@@ -58,11 +58,11 @@ def test_any_part_of_a_network_can_be_looped(
         chosen = Schedule(steps, images)
         monkeypatch.setattr(cpu_executor, "schedule", lambda plan, threads, chosen=chosen: chosen)
         executor = cpu_executor.CpuExecutor(plan, model._plan)
-        context = executor._built.program.acquire(torch.get_num_threads())
-        for buffer, number in executor._built.ids.items():
+        context = executor._runner.built.program.acquire(torch.get_num_threads())
+        for buffer, number in executor._runner.built.ids.items():
             if buffer.kind == "arena" and buffer.whole is None:
-                executor._built.program.view(context, number)[:] = float("nan")
-        executor._built.program.release(context)
+                executor._runner.built.program.view(context, number)[:] = float("nan")
+        executor._runner.built.program.release(context)
         torch.testing.assert_close(executor(x), expected, rtol=1e-4, atol=1e-5)
         assert [row.shape for row in executor.report()] == [plan.values[s.output].shape for s in plan.steps]
         assert {name for name, _ in executor.profile(x)} >= {step.name for step in plan.steps[:steps]}
