@@ -12,7 +12,7 @@ from finepruning.engine.cpu_lowering import Lowering
 from finepruning.engine.cpu_runner import Runner
 from finepruning.engine.cpu_schedule import Schedule, schedule
 from finepruning.engine.cpu_weights import with_dense_weights, with_sparse_weights
-from finepruning.engine.plan import Plan, StepReport
+from finepruning.engine.plan import Plan, StepReport, Value
 from finepruning.errors import InputError
 
 
@@ -53,19 +53,21 @@ class CpuExecutor:
         Raises:
             InputError: another shape, dtype or device.
         """
-        self._check(x)
+        self.check(x, self._input)
         return self._runner.run(x)
 
     def profile(self, x: Tensor) -> list[tuple[str, float]]:
         """Seconds of every operation in execution order, as (step name, seconds); steps are timed alone."""
-        self._check(x)
+        self.check(x, self._input)
         times: list[tuple[str, float]] = []
         self._runner.run(x, times)
         return times
 
-    def _check(self, x: Tensor) -> None:
-        if tuple(x.shape) != self._input.shape or x.dtype != self._input.dtype or x.device.type != "cpu":
+    @staticmethod
+    def check(x: Tensor, value: Value) -> None:
+        """Raise InputError unless ``x`` is what the plan's input ``value`` says."""
+        if tuple(x.shape) != value.shape or x.dtype != value.dtype or x.device.type != "cpu":
             raise InputError(
-                f"this plan takes {self._input.dtype} of shape {tuple(self._input.shape)} on the cpu; got "
+                f"this plan takes {value.dtype} of shape {tuple(value.shape)} on the cpu; got "
                 f"{x.dtype} of shape {tuple(x.shape)} on {x.device}: make a plan for that shape"
             )
