@@ -1,4 +1,4 @@
-"""Networks of real shapes without real weights: for what depends on sizes alone, such as memory and models."""
+"""Networks of real shapes without real weights, for what depends on sizes alone: memory and models."""
 
 from __future__ import annotations
 
