@@ -15,6 +15,8 @@ LR_SCHEDULES = ("cosine", "hold", "rise")
 SALIENCIES = ("magnitude", "fisher")
 OPTIMIZERS = ("sgd", "adam")
 PRECISIONS = ("auto", "float32", "bfloat16")
+CHANGEABLE = ("lr", "prune_lr", "max_grad_norm", "prune_max_grad_norm")
+"""What a resumed run may go on with otherwise than it began, such as after its loss became no number."""
 
 
 @dataclass(frozen=True)
