@@ -21,15 +21,15 @@ from finepruning.config import CompressConfig
 from finepruning.data import Splits
 from finepruning.errors import RunError, TrainingError
 from finepruning.loop_state import LoopState, from_tensors, to_tensors
-from finepruning.phases import Facts, Phase, budget, phases
+from finepruning.phases import Facts, Phase, phases
 from finepruning.progress import Progress
 from finepruning.pruning import (
     ALLOCATION_RULES,
     Surgery,
+    kept,
     prunable_layers,
     theta_for,
     update_probability,
-    weights_to_keep,
 )
 from finepruning.run import DENSE, STATE, RunDirectory
 from finepruning.search import (
@@ -45,6 +45,7 @@ from finepruning.search import (
     best,
 )
 from finepruning.seeding import derive_seed
+from finepruning.targets import Target
 from finepruning.training import (
     Evaluation,
     Recipe,
@@ -65,19 +66,21 @@ class Loop:
     """Runs the phases on one network; see `run`."""
 
     def __init__(
-        self, config: CompressConfig, module: nn.Module, splits: Splits, run: RunDirectory, progress: Progress
+        self,
+        config: CompressConfig,
+        module: nn.Module,
+        splits: Splits,
+        run: RunDirectory,
+        progress: Progress,
+        target: Target,
     ) -> None:
-        """``config`` is resolved. ``module`` is trained in place. State found in ``run`` is taken up.
-
-        Raises:
-            ArgumentError: the target density leaves less than one weight a layer.
-        """
+        """``config`` is resolved. ``module`` is trained in place. State found in ``run`` is taken up."""
         assert config.device is not None
         self.config = config
         self.splits = splits
         self.module = module
         self.layers = prunable_layers(module)
-        weights_to_keep(self.layers, config.target_density)
+        self._target = target
         self._run = run
         self._progress = progress
         self._phases = phases(config)
@@ -92,10 +95,6 @@ class Loop:
     def steps_per_epoch(self) -> int:
         """Batches in an epoch; an incomplete last one is left out."""
         return max(1, len(self.splits.train) // self.config.batch_size)
-
-    def keep(self, number: int) -> int:
-        """Weights that round ``number`` keeps."""
-        return weights_to_keep(self.layers, max(budget(self.config, number), self.config.target_density))
 
     def plan(self) -> list[tuple[str, int]]:
         """Phases and their number of units, for `Progress.plan`."""
@@ -124,13 +123,14 @@ class Loop:
         started = time.perf_counter()
         if self._state.surgery is None:
             self._state.surgery = Surgery(self.layers)
-        surgery, keep, facts = self._state.surgery, self.keep(phase.round), self.facts
+        surgery, facts = self._state.surgery, self.facts
         if self.config.saliency == "fisher":
             images = search_images.fisher(self.config, self.splits, phase.round)
             surgery.sensitivity = sensitivities(self.module, self.layers, images, self._recipe(phase))
+        self._target.begin(phase.round, surgery.saliency())
         entry: dict[str, Any] = {
             "round": phase.round,
-            "budget": budget(self.config, phase.round),
+            "budget": self._target.density,
             "search": self.config.search,
             "trials": 0,
             "best_loss": None,
@@ -138,11 +138,11 @@ class Loop:
         }
         if self.config.search == "none":
             saliency = surgery.saliency()
-            counts = ALLOCATION_RULES[self.config.allocation](saliency, keep)
+            counts = ALLOCATION_RULES[self.config.allocation](saliency, kept(self._target.keep, saliency))
             facts.theta = theta_for(saliency, counts)
             self._progress.advance()
         else:
-            trials = self._search(phase, surgery, keep)
+            trials = self._search(phase, surgery)
             chosen = best(trials)
             facts.theta = list(chosen.theta)
             entry |= {
@@ -154,19 +154,22 @@ class Loop:
                 f"{phase.title}: {len(trials)} trials, validation loss {trials[0].loss:.3f} (global) -> "
                 f"{chosen.loss:.3f} ({chosen.kind})"
             )
-        surgery.cut(facts.theta, keep)
+        surgery.cut(facts.theta, self._target.keep)
+        if phase.round == self.config.rounds:
+            self._target.settle(self.module, lambda keep: surgery.cut(facts.theta, keep))
+        facts.target = self._target.state
         facts.rounds.append(entry)
         facts.spliced = 0
         facts.seconds["search"] += time.perf_counter() - started
 
-    def _search(self, phase: Phase, surgery: Surgery, keep: int) -> list[Trial]:
-        config = self.config
+    def _search(self, phase: Phase, surgery: Surgery) -> list[Trial]:
+        config, saliency, keep = self.config, surgery.saliency(), self._target.keep
         space: Space
         if config.search == "paper":
             trade_off = config.paper_lambda * phase.round / config.rounds
-            space = PaperSpace(surgery.saliency(), keep, trade_off)
+            space = PaperSpace(saliency, kept(keep, saliency), trade_off)
         else:
-            space = BudgetSpace(surgery.saliency(), keep, config.theta_bound)
+            space = BudgetSpace(saliency, keep, config.theta_bound)
         seed = derive_seed(config.seed, "search", phase.round)
         make = RandomSearch if config.search == "random" else BayesianSearch
         search: Search = make(space, seed, self.facts.previous)
@@ -230,7 +233,7 @@ class Loop:
 
     def _epoch(self, phase: Phase, epoch: int, optimizer: torch.optim.Optimizer) -> None:
         started = time.perf_counter()
-        config, steps = self.config, self.steps_per_epoch
+        config, steps, surgery = self.config, self.steps_per_epoch, self._state.surgery
         place = (phase.kind, phase.round, epoch)
         torch.manual_seed(derive_seed(config.seed, "network", *place))  # dropout draws from the global one
         draw = random.Random(derive_seed(config.seed, "surgery", *place))
@@ -248,7 +251,8 @@ class Loop:
             if phase.kind == "round" and config.splicing:
                 chance = update_probability(epoch * steps + step, config.surgery_gamma, config.surgery_power)
                 if draw.random() < chance:
-                    self._update_masks(phase)
+                    assert surgery is not None
+                    self.facts.spliced += surgery.update(self.facts.theta, self._target.keep)
             if self._state.average is not None:
                 self._state.average.update()
             self._progress.advance(loss=loss)
@@ -265,7 +269,7 @@ class Loop:
                 ),
                 self._recipe(phase),
                 rate,
-                surgery=self._state.surgery,
+                surgery=surgery,
                 teacher=self._teacher,
                 start=self._start,
                 after_step=after_step,
@@ -284,10 +288,6 @@ class Loop:
             ) from None
         seconds = time.perf_counter() - started
         self._record(phase, epoch, loss, result, rate(0), seconds)
-
-    def _update_masks(self, phase: Phase) -> None:
-        assert self._state.surgery is not None
-        self.facts.spliced += self._state.surgery.update(self.facts.theta, self.keep(phase.round))
 
     def _record(
         self, phase: Phase, epoch: int, loss: float, result: Evaluation, rate: float, seconds: float
@@ -393,6 +393,7 @@ class Loop:
             return
         tensors, facts = stored
         self.facts = Facts(**facts)
+        self._target.state = self.facts.target
         try:
             self._state = from_tensors(
                 tensors,

@@ -27,6 +27,7 @@ class Facts:
         averaged: steps that the mean of the weights has taken in during this phase.
         theta: of the current round. previous: theta of the round before.
         spliced: weights re-admitted in the current round so far.
+        target: what the run's target knows, see `finepruning.targets`.
         dense: validation loss and accuracy of the dense network.
         rounds, history, seconds: as in report.json.
     """
@@ -37,6 +38,7 @@ class Facts:
     theta: list[float] = field(default_factory=list)
     previous: list[float] | None = None
     spliced: int = 0
+    target: dict[str, Any] = field(default_factory=dict)
     dense: dict[str, float] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -56,9 +58,11 @@ def phases(config: CompressConfig) -> list[Phase]:
     return result
 
 
-def budget(config: CompressConfig, number: int) -> float:
-    """Density after round ``number`` (from 1); the last is the target."""
-    target, done = config.target_density, number / config.rounds
+def budget(config: CompressConfig, number: int, target: float | None = None) -> float:
+    """Density after round ``number`` (from 1); the last is ``target``, or else the configuration's."""
+    target = config.target_density if target is None else target
+    assert target is not None
+    done = number / config.rounds
     if config.density_schedule == "cubic":
         return float(target + (1.0 - target) * (1.0 - done) ** 3)
     return float(target**done)
