@@ -7,6 +7,7 @@ its state goes to disk; a resumed loop starts at the step after the last one sav
 from __future__ import annotations
 
 import copy
+import math
 import random
 import time
 from contextlib import nullcontext
@@ -266,12 +267,18 @@ class Loop:
                 start=self._start,
                 after_step=after_step,
             )
+            result = self._validate()
+            if not math.isfinite(result.loss):
+                raise TrainingError(f"the validation loss became {result.loss}")
         except TrainingError as error:
+            prefix = "--" if phase.kind == "dense" else "--prune-"
+            options = f"{prefix}lr {peak / 4:.2g}"
+            if not 0 < self._recipe(phase).max_grad_norm <= 1:
+                options += f" {prefix}max-grad-norm 1"
             raise TrainingError(
-                f"{phase.title}, epoch {epoch + 1}: {error}. The last good state is kept in "
-                f"{self._run.path}; start again with a lower --lr (now {config.lr:g}) or --max-grad-norm 1"
+                f"{phase.title}, epoch {epoch + 1}: {error}. The last good state is kept: continue from it "
+                f"with --resume {self._run.path} {options}"
             ) from None
-        result = self._validate()
         seconds = time.perf_counter() - started
         self._record(phase, epoch, loss, result, rate(0), seconds)
 
