@@ -14,6 +14,7 @@ from finepruning import __version__
 from finepruning.commands import bench, compare, compress, export, inspect, predict, report, sensitivity
 from finepruning.commands.options import Debug
 from finepruning.errors import FinepruningError
+from finepruning.process import speaks
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -75,7 +76,8 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if "--debug" in arguments or not _is_users(error):
             raise
-        typer.echo(f"error: {_one_line(error)}", err=True)
+        if speaks():
+            typer.echo(f"error: {_one_line(error)}", err=True)
         return USAGE_ERROR
     return code if isinstance(code, int) else 0
 

@@ -7,6 +7,7 @@ its state goes to disk; a resumed loop starts at the step after the last one sav
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import time
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from finepruning import search_images
 from finepruning.config import CompressConfig
 from finepruning.data import Splits
 from finepruning.errors import RunError, TrainingError
-from finepruning.loop_state import LoopState, from_tensors, to_tensors
+from finepruning.loop_state import LoopState, from_tensors, live_tensors, to_tensors
 from finepruning.phases import Facts, Phase, budget, phases
 from finepruning.progress import Progress
 from finepruning.pruning import (
@@ -30,6 +31,7 @@ from finepruning.pruning import (
     update_probability,
     weights_to_keep,
 )
+from finepruning.rates import learning_rate
 from finepruning.run import DENSE, STATE, RunDirectory
 from finepruning.search import (
     BayesianSearch,
@@ -42,6 +44,7 @@ from finepruning.search import (
     Space,
     Trial,
     best,
+    new_trials,
 )
 from finepruning.seeding import derive_seed
 from finepruning.training import (
@@ -49,11 +52,10 @@ from finepruning.training import (
     Recipe,
     StartingPoint,
     WeightAverage,
-    cosine,
+    distributed,
     evaluate,
     make_optimizer,
     remembered_by,
-    rise_and_decay,
     sensitivities,
     set_dropout,
     train_epoch,
@@ -81,6 +83,7 @@ class Loop:
         self._progress = progress
         self._phases = phases(config)
         self._device = torch.device(config.device)
+        self._ranks = distributed.current()
         self._state = LoopState()
         self._teacher: nn.Module | None = None
         self._start = StartingPoint(module, config.l2_sp) if config.l2_sp > 0 else None
@@ -180,8 +183,9 @@ class Loop:
         )
         trials = [trial for trial in self._run.trials() if trial.round == phase.round]
         self._progress.advance(len(trials))
-        for index in range(len(trials), config.trials):
-            trial = objective(search.propose(trials), phase.round, index)
+        judge = functools.partial(objective, phase.round)
+        size = config.proposals or 1
+        for trial in new_trials(search, judge, trials, config.trials, size, self._ranks):
             self._run.append_trial(trial)
             trials.append(trial)
             self._progress.advance(loss=trial.loss, best=best(trials).loss)
@@ -226,6 +230,7 @@ class Loop:
         if phase.kind == "final" and self.config.ema > 0 and self._state.average is None:
             self._state.average = WeightAverage(self.module, self.config.ema)
         self._progress.advance(self.facts.step * self.steps_per_epoch)
+        self._ranks.align(live_tensors(self.module, self._state))
 
     def _epoch(self, phase: Phase, epoch: int, optimizer: torch.optim.Optimizer) -> None:
         started = time.perf_counter()
@@ -234,14 +239,7 @@ class Loop:
         torch.manual_seed(derive_seed(config.seed, "network", *place))  # dropout draws from the global one
         draw = random.Random(derive_seed(config.seed, "surgery", *place))
         peak = config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
-        warmup = min(config.warmup, phase.epochs / 2) if phase.kind == "dense" else 0.0
-
-        def rate(step: int) -> float:
-            if phase.kind == "round" and config.lr_schedule == "hold":
-                return peak
-            if config.lr_schedule == "rise":
-                return rise_and_decay(epoch * steps + step, phase.epochs * steps, peak)
-            return cosine(epoch * steps + step, phase.epochs * steps, peak, round(warmup * steps))
+        rate = learning_rate(config, phase, peak, epoch, steps)
 
         def after_step(step: int, loss: float) -> None:
             if phase.kind == "round" and config.splicing:
@@ -261,6 +259,7 @@ class Loop:
                     shuffle=derive_seed(config.seed, "images", *place),
                     augment=True,
                     drop_last=True,
+                    part=self._ranks.part,
                 ),
                 self._recipe(phase),
                 rate,
@@ -268,6 +267,7 @@ class Loop:
                 teacher=self._teacher,
                 start=self._start,
                 after_step=after_step,
+                ranks=self._ranks,
             )
         except TrainingError as error:
             raise TrainingError(
@@ -330,7 +330,7 @@ class Loop:
     def _validate(self) -> Evaluation:
         batches = self.splits.validation.batches(self.config.batch_size)
         with self._state.average.applied() if self._state.average is not None else nullcontext():
-            return evaluate(self.module, batches, self._device, self.config.precision)
+            return evaluate(self.module, batches, self._device, self.config.precision, self._ranks)
 
     def _density(self) -> float:
         if self._state.surgery is None:

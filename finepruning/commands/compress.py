@@ -12,6 +12,8 @@ from finepruning.commands.config_file import read_config
 from finepruning.commands.options import Debug, with_config_options
 from finepruning.config import CompressConfig
 from finepruning.errors import ArgumentError
+from finepruning.process import speaks
+from finepruning.progress import NoProgress, Progress
 
 INTERRUPTED = 130
 
@@ -52,6 +54,8 @@ def command(
         content = describe(settings)
     else:
         content = _compress(settings, resume)
+    if not speaks():
+        return
     if as_json:
         typer.echo(json.dumps(content, indent=2))
         return
@@ -65,7 +69,7 @@ def command(
 def _compress(settings: CompressConfig, resume: Path | None) -> dict[str, Any]:
     from finepruning.report.progress import progress_for
 
-    progress = progress_for()
+    progress: Progress = progress_for() if speaks() else NoProgress()
     try:
         from finepruning.compress import Interrupted, compress
 
@@ -77,5 +81,6 @@ def _compress(settings: CompressConfig, resume: Path | None) -> dict[str, Any]:
         said = "interrupted"
     finally:
         progress.close()
-    typer.echo(said, err=True)
+    if speaks():
+        typer.echo(said, err=True)
     raise typer.Exit(INTERRUPTED)
