@@ -15,6 +15,7 @@ from finepruning.commands import bench, compare, compress, export, inspect, pred
 from finepruning.commands.options import Debug
 from finepruning.errors import DeviceError, FinepruningError
 from finepruning.memory import out_of_memory
+from finepruning.process import speaks
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -78,7 +79,8 @@ def run(arguments: Sequence[str]) -> int:
             raise
         if isinstance(error, MemoryError) and not str(error):
             error = DeviceError("out of memory; close other programs, or give smaller images or batches")
-        typer.echo(f"error: {_one_line(error)}", err=True)
+        if speaks():
+            typer.echo(f"error: {_one_line(error)}", err=True)
         return USAGE_ERROR
     return code if isinstance(code, int) else 0
 

@@ -9,6 +9,7 @@ import sys
 import time
 import types
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,16 @@ from finepruning import data, mistakes, models
 from finepruning.config import CHANGEABLE, DEFAULT_DENSITY, TARGETS, CompressConfig
 from finepruning.environment import describe_environment
 from finepruning.errors import ArgumentError, DataError, DeviceError, FinepruningError, RunError
+from finepruning.job import check_job, job
 from finepruning.loop import Loop
 from finepruning.memory import memory_errors
 from finepruning.phases import Phase, phases
 from finepruning.progress import NoProgress, Progress
 from finepruning.pruning import kept, prunable_layers
+from finepruning.ranked_run import create_run, open_run
 from finepruning.run import DATA, DENSE, REPORT, RunDirectory, check_new, default_path
 from finepruning.targets import Target, choose
-from finepruning.training import evaluate, resolve_precision
+from finepruning.training import distributed, evaluate, resolve_precision
 from finepruning.training.evaluate import Evaluation
 
 if TYPE_CHECKING:
@@ -76,18 +79,17 @@ def compress(
         TrainingError: the loss became NaN or infinite.
         Interrupted: on KeyboardInterrupt, once there is a run to resume.
     """
-    progress = progress or NoProgress()
-    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=cuda), memory_errors(_MORE_MEMORY):
+    with distributed.joined() as ranks, _own_random_numbers(), memory_errors(_MORE_MEMORY):
+        progress = progress if progress is not None and ranks.main else NoProgress()
         if resume is not None:
             return _resume(Path(resume), progress, changes or {})
-        resolved = resolve(config)
+        resolved = ranks.share(lambda: resolve(config))
         assert resolved.out is not None
         assert resolved.device is not None
-        check_new(Path(resolved.out))
+        ranks.share(lambda: check_new(Path(resolved.out or "")))
         splits, network = _prepare(resolved, progress)
         target = _target(resolved, splits, network, progress)
-        with RunDirectory.create(resolved, describe_environment(resolved.device)) as run:
+        with create_run(ranks, resolved, describe_environment(resolved.device)) as run:
             run.write_json(DATA, _content(splits))
             return _run(resolved, splits, network, target, run, progress)
 
@@ -153,14 +155,21 @@ def resolve(config: CompressConfig) -> CompressConfig:
             config.max_grad_norm if config.prune_max_grad_norm is None else config.prune_max_grad_norm
         ),
         precision=resolve_precision(config.precision, device),
+        proposals=config.proposals or distributed.current().count,
         image_size=config.image_size or models.input_spec(name).image_size,
         device=str(device),
         out=str((Path(config.out) if config.out else default_path(name)).expanduser().absolute()),
     )
 
 
+def _own_random_numbers() -> AbstractContextManager[None]:
+    """Inside, random numbers are drawn without a change to the caller's."""
+    return torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else [])
+
+
 def _resume(path: Path, progress: Progress, changes: Mapping[str, Any]) -> dict[str, Any]:
-    with RunDirectory.open(path) as run:
+    ranks = distributed.current()
+    with open_run(ranks, path) as run:
         report = run.report()
         if report is not None:
             progress.message(f"{run.path} is finished already; its report is {run.path / REPORT}")
@@ -218,15 +227,18 @@ def _check_unchanged(run: RunDirectory, splits: data.Splits) -> None:
 def _prepare(config: CompressConfig, progress: Progress) -> tuple[data.Splits, models.Network]:
     spec = models.input_spec(config.model)
     assert config.image_size is not None
-    splits = data.load(
-        config.data,
-        image_size=config.image_size,
-        mean=spec.mean,
-        std=spec.std,
-        seed=config.seed,
-        workers=config.workers,
-        augmentation=config.augmentation,
-    )
+    check_job(config)
+    with distributed.current().in_turn():
+        splits = data.load(
+            config.data,
+            image_size=config.image_size,
+            mean=spec.mean,
+            std=spec.std,
+            seed=config.seed,
+            workers=config.workers,
+            augmentation=config.augmentation,
+            cache_limit=data.CACHE_LIMIT // distributed.processes_here(),
+        )
     network = models.create(
         config.model, len(splits.classes), config.weights, config.seed, image_size=config.image_size
     )
@@ -245,13 +257,16 @@ def _run(
     progress: Progress,
 ) -> dict[str, Any]:
     try:
-        loop = Loop(config, network.module, splits, run, progress, target)
-        progress.plan([*loop.plan(), (EXPORT, 3)])
-        loop.run()
-        progress.start(EXPORT)
-        target.trim(network.module)
-        with run.writing():
-            return _finish(config, splits, network, target, run, loop, progress)
+        with job(run.path):
+            loop = Loop(config, network.module, splits, run, progress, target)
+            progress.plan([*loop.plan(), (EXPORT, 3)])
+            loop.run()
+            progress.start(EXPORT)
+            target.trim(network.module)
+            with run.writing():
+                return distributed.current().share(
+                    lambda: _finish(config, splits, network, target, run.on_main(), loop, progress)
+                )
     except KeyboardInterrupt:
         raise Interrupted(run.path) from None
     except DataError as error:  # every image was intact when the run began

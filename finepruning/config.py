@@ -46,6 +46,7 @@ class CompressConfig:
         saliency: what a weight is worth: "magnitude", or "fisher" (times the root of its Fisher information,
             estimated at the start of each round).
         search_images: validation images per trial; all are used when there are fewer.
+        proposals: candidates that a search proposes at a time, jointly; None for the number of processes.
         look_ahead: training steps that a candidate gets before it is scored.
         theta_bound: the search scales a layer's saliency by exp(theta), |theta| <= theta_bound.
         paper_lambda: worth of one unit of sparsity in units of error, reached in the last round of "paper".
@@ -97,6 +98,7 @@ class CompressConfig:
     allocation: str = "global"
     saliency: str = "magnitude"
     search_images: int = 512
+    proposals: int | None = None
     look_ahead: int = 0
     theta_bound: float = 0.5
     paper_lambda: float = 1.0
@@ -141,7 +143,8 @@ class CompressConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ArgumentError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
-        for name in ("rounds", "trials", "epochs", "batch_size", "search_images", "latency_batch"):
+        counts = ("rounds", "trials", "epochs", "batch_size", "search_images", "latency_batch", "proposals")
+        for name in counts:
             self._at_least(name, 1)
         for name in ("dense_epochs", "final_epochs", "look_ahead", "seed", "workers"):
             self._at_least(name, 0)

@@ -37,5 +37,9 @@ class RunError(FinepruningError):
     """A run directory cannot be written, read or resumed."""
 
 
+class JobError(FinepruningError):
+    """Another process of a job of several has ended, or the processes do not fit the request."""
+
+
 class TrainingError(FinepruningError):
     """Training cannot go on, for instance because the loss is no longer a number."""

@@ -7,6 +7,7 @@ its state goes to disk; a resumed loop starts at the step after the last one sav
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import random
 import time
@@ -21,7 +22,7 @@ from finepruning.config import CompressConfig
 from finepruning.data import Splits
 from finepruning.errors import RunError, TrainingError
 from finepruning.good_state import GoodState
-from finepruning.loop_state import LoopState, from_tensors, to_tensors
+from finepruning.loop_state import LoopState, from_tensors, live_tensors, to_tensors
 from finepruning.phases import Facts, Phase, learning_rate, phases, recipe
 from finepruning.progress import Progress
 from finepruning.pruning import (
@@ -44,6 +45,7 @@ from finepruning.search import (
     Space,
     Trial,
     best,
+    new_trials,
 )
 from finepruning.seeding import derive_seed
 from finepruning.targets import Target
@@ -51,6 +53,7 @@ from finepruning.training import (
     Evaluation,
     StartingPoint,
     WeightAverage,
+    distributed,
     evaluate,
     make_optimizer,
     remembered_by,
@@ -83,6 +86,7 @@ class Loop:
         self._progress = progress
         self._phases = phases(config)
         self._device = torch.device(config.device)
+        self._ranks = distributed.current()
         self._state = LoopState()
         self._teacher: nn.Module | None = None
         self._start = StartingPoint(module, config.l2_sp) if config.l2_sp > 0 else None
@@ -185,8 +189,9 @@ class Loop:
         )
         trials = [trial for trial in self._run.trials() if trial.round == phase.round]
         self._progress.advance(len(trials))
-        for index in range(len(trials), config.trials):
-            trial = objective(search.propose(trials), phase.round, index)
+        judge = functools.partial(objective, phase.round)
+        size = config.proposals or 1
+        for trial in new_trials(search, judge, trials, config.trials, size, self._ranks):
             self._run.append_trial(trial)
             trials.append(trial)
             self._progress.advance(loss=trial.loss, best=best(trials).loss)
@@ -231,6 +236,7 @@ class Loop:
         if phase.kind == "final" and self.config.ema > 0 and self._state.average is None:
             self._state.average = WeightAverage(self.module, self.config.ema)
         self._progress.advance(self.facts.step * self.steps_per_epoch)
+        self._ranks.align(live_tensors(self.module, self._state))
 
     def _epoch(self, phase: Phase, epoch: int, optimizer: torch.optim.Optimizer) -> None:
         started = time.perf_counter()
@@ -238,6 +244,7 @@ class Loop:
         place = (phase.kind, phase.round, epoch)
         torch.manual_seed(derive_seed(config.seed, "network", *place))  # dropout draws from the global one
         draw = random.Random(derive_seed(config.seed, "surgery", *place))
+        peak = config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
         rate = learning_rate(config, phase, epoch, steps)
 
         def after_step(step: int, loss: float) -> None:
@@ -259,6 +266,7 @@ class Loop:
                     shuffle=derive_seed(config.seed, "images", *place),
                     augment=True,
                     drop_last=True,
+                    part=self._ranks.part,
                 ),
                 recipe(self.config, phase, self._device),
                 rate,
@@ -266,6 +274,7 @@ class Loop:
                 teacher=self._teacher,
                 start=self._start,
                 after_step=after_step,
+                ranks=self._ranks,
             )
             result = self._validate()
             if not math.isfinite(result.loss):
@@ -273,7 +282,7 @@ class Loop:
         except TrainingError as error:
             prefix = "--" if phase.kind == "dense" else "--prune-"
             options = f"{prefix}lr {peak / 4:.2g}"
-            if not 0 < self._recipe(phase).max_grad_norm <= 1:
+            if not 0 < recipe(config, phase, self._device).max_grad_norm <= 1:
                 options += f" {prefix}max-grad-norm 1"
             raise TrainingError(
                 f"{phase.title}, epoch {epoch + 1}: {error}. The last good state is kept: continue from it "
@@ -343,7 +352,7 @@ class Loop:
     def _validate(self) -> Evaluation:
         batches = self.splits.validation.batches(self.config.batch_size)
         with self._state.average.applied() if self._state.average is not None else nullcontext():
-            return evaluate(self.module, batches, self._device, self.config.precision)
+            return evaluate(self.module, batches, self._device, self.config.precision, self._ranks)
 
     def _density(self) -> float:
         if self._state.surgery is None:

@@ -43,6 +43,16 @@ def to_tensors(module: nn.Module, layers: Mapping[str, nn.Parameter], state: Loo
     return tensors | {f"momentum.{key}": value for key, value in state.optimizer.items()}
 
 
+def live_tensors(module: nn.Module, state: LoopState) -> list[Tensor]:
+    """The network's own tensors and those of `LoopState` besides the optimizer, to be changed in place."""
+    tensors = list(module.state_dict(keep_vars=True).values())
+    if state.surgery is not None:
+        tensors += [*state.surgery.weights, *state.surgery.masks, *(state.surgery.sensitivity or [])]
+    if state.average is not None:
+        tensors += state.average.tensors.values()
+    return [tensor.data for tensor in tensors]
+
+
 def from_tensors(
     tensors: Mapping[str, Tensor],
     module: nn.Module,

@@ -96,6 +96,10 @@ class RunDirectory:
             raise RunError(f"{path} is not a run directory: it has no {CONFIG}")
         return cls(path.resolve())
 
+    def on_main(self) -> RunDirectory:
+        """This directory for what only rank 0 of several processes does."""
+        return self
+
     def close(self) -> None:
         if self._lock is not None:
             self._lock.close()

@@ -12,6 +12,8 @@ from finepruning.commands.config_file import read_config
 from finepruning.commands.options import Debug, with_config_options
 from finepruning.config import CHANGEABLE, CompressConfig
 from finepruning.errors import ArgumentError
+from finepruning.process import speaks
+from finepruning.progress import NoProgress, Progress
 
 INTERRUPTED = 130
 
@@ -53,6 +55,8 @@ def command(
         content = describe(settings)
     else:
         content = _compress(settings, resume, asked)
+    if not speaks():
+        return
     if as_json:
         typer.echo(json.dumps(content, indent=2))
         return
@@ -66,7 +70,7 @@ def command(
 def _compress(settings: CompressConfig, resume: Path | None, asked: dict[str, Any]) -> dict[str, Any]:
     from finepruning.report.progress import progress_for
 
-    progress = progress_for()
+    progress: Progress = progress_for() if speaks() else NoProgress()
     try:
         from finepruning.compress import Interrupted, compress
 
@@ -78,5 +82,6 @@ def _compress(settings: CompressConfig, resume: Path | None, asked: dict[str, An
         said = "interrupted"
     finally:
         progress.close()
-    typer.echo(said, err=True)
+    if speaks():
+        typer.echo(said, err=True)
     raise typer.Exit(INTERRUPTED)

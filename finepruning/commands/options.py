@@ -46,6 +46,7 @@ HELP: dict[str, dict[str, str]] = {
         "allocation": "How --search none spreads the weights over layers: global, uniform, erk or lamp.",
         "saliency": "What a weight is worth: magnitude, or fisher (by the loss's gradients too).",
         "search_images": "Validation images a trial is judged by.",
+        "proposals": "Candidates that a search proposes at a time.",
         "look_ahead": "Training steps that a candidate gets before it is judged.",
         "theta_bound": "Widest per-layer scale the search may try, as a power of e.",
         "paper_lambda": "Worth of sparsity against error in --search paper.",
@@ -83,6 +84,7 @@ _DEFAULTS_IN_WORDS = {
     "target_density": "0.1",
     "prune_lr": "as --lr",
     "image_size": "the model's own",
+    "proposals": "one for each process",
     "device": "cuda where there is one",
     "out": "runs/MODEL-TIME",
 }

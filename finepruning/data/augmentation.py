@@ -27,11 +27,15 @@ def margin(name: str, image_size: int) -> int:
     return round(image_size * 8 / 7) if name == "crop" else image_size
 
 
-def augment(pixels: Tensor, name: str, size: int, generator: Generator) -> Tensor:
+def augment(
+    pixels: Tensor, name: str, size: int, generator: Generator, place: tuple[int, int] | None = None
+) -> Tensor:
     """Augment a batch.
 
     Args:
         pixels: uint8 [b, 3, r, r] with r >= size; not modified.
+        place: where the images are some of a larger batch, the first one's position in it and its size: they
+            come out as they would within it.
         name: one of `AUGMENTATIONS`.
         size: side of the output in pixels.
         generator: decides every random choice.
@@ -39,19 +43,20 @@ def augment(pixels: Tensor, name: str, size: int, generator: Generator) -> Tenso
     Returns:
         [b, 3, size, size], values 0..255; float32 for "crop", else uint8.
     """
+    first, total = place or (0, len(pixels))
+    part = slice(first, first + len(pixels))
     if name == "crop":
-        return _random_crop(pixels, size, generator)
+        return _random_crop(pixels, size, torch.rand((5, total), generator=generator)[:, part])
     if name == "flip":
-        flipped = torch.rand(len(pixels), generator=generator) < 0.5
+        flipped = (torch.rand(total, generator=generator) < 0.5)[part]
         return torch.where(flipped.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
     if name == "dihedral":
-        return _dihedral(pixels, generator)
+        return _dihedral(pixels, torch.randint(8, (total,), generator=generator)[part])
     return pixels
 
 
-def _dihedral(pixels: Tensor, generator: Generator) -> Tensor:
-    """Each image by one of the 8 symmetries of the square, all equally likely."""
-    choice = torch.randint(8, (len(pixels),), generator=generator)
+def _dihedral(pixels: Tensor, choice: Tensor) -> Tensor:
+    """Each image by one of the 8 symmetries of the square, int64 [b] in 0..7."""
     result = torch.empty_like(pixels)
     for symmetry in range(8):
         rows = (choice == symmetry).nonzero().squeeze(1)
@@ -61,9 +66,8 @@ def _dihedral(pixels: Tensor, generator: Generator) -> Tensor:
     return result
 
 
-def _random_crop(pixels: Tensor, size: int, generator: Generator) -> Tensor:
-    """Random area, aspect, place and mirror image, as one affine resampling of the whole batch."""
-    uniform = torch.rand((5, len(pixels)), generator=generator)
+def _random_crop(pixels: Tensor, size: int, uniform: Tensor) -> Tensor:
+    """Area, aspect, place and mirror image by ``uniform`` [5, b] in 0..1, as one affine resampling."""
     area = _CROP_AREA[0] + (_CROP_AREA[1] - _CROP_AREA[0]) * uniform[0]
     low, high = (math.log(ratio) for ratio in _CROP_ASPECT)
     aspect = torch.exp(low + (high - low) * uniform[1])

@@ -75,7 +75,13 @@ class Images:
         return self.preprocessing.center(pixels)
 
     def batches(
-        self, batch_size: int, *, shuffle: int | None = None, augment: bool = False, drop_last: bool = False
+        self,
+        batch_size: int,
+        *,
+        shuffle: int | None = None,
+        augment: bool = False,
+        drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the split once.
 
@@ -84,6 +90,7 @@ class Images:
             shuffle: a seed that fixes the order and the augmentation; None keeps the order of the split.
             augment: apply the split's augmentation (seeded by ``shuffle``, or 0 without one).
             drop_last: leave out an incomplete last batch (a split smaller than one batch is never left out).
+            part: (i, n) for the i-th of n parts of every batch, only which is decoded.
 
         Yields:
             Images float32 [b, 3, image_size, image_size], contiguous and normalised; labels int64 [b].
@@ -95,9 +102,15 @@ class Images:
         chunks = list(torch.split(order, batch_size)) if len(order) else []
         if drop_last and len(chunks) > 1 and len(chunks[-1]) < batch_size:
             chunks.pop()
-        for rows, pixels in zip(chunks, self._decoded(chunks), strict=True):
+        sizes = [len(rows) for rows in chunks]
+        firsts = [size * part[0] // part[1] for size in sizes]
+        ends = [size * (part[0] + 1) // part[1] for size in sizes]
+        chunks = [rows[first:end] for rows, first, end in zip(chunks, firsts, ends, strict=True)]
+        for rows, pixels, first, size in zip(chunks, self._decoded(chunks), firsts, sizes, strict=True):
             if augment and self.augmentation != "none":
-                pixels = augment_batch(pixels, self.augmentation, self.preprocessing.image_size, generator)
+                pixels = augment_batch(
+                    pixels, self.augmentation, self.preprocessing.image_size, generator, (first, size)
+                )
             values = self.preprocessing.normalize(self.preprocessing.center(pixels))
             yield values, self.labels[rows]
 

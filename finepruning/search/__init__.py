@@ -1,5 +1,6 @@
 """Search for the layers' pruning parameters."""
 
+from finepruning.search.batches import new_trials
 from finepruning.search.bayesian import BayesianSearch, trust_region_length
 from finepruning.search.objective import LookAhead, Objective
 from finepruning.search.random_search import RandomSearch
@@ -18,5 +19,6 @@ __all__ = [
     "Space",
     "Trial",
     "best",
+    "new_trials",
     "trust_region_length",
 ]

@@ -16,16 +16,20 @@ from finepruning.seeding import derive_seed
 MAX_GLOBAL_DIMENSIONS = 24
 """With more layers than this, proposals stay in a trust region around the best trial (TuRBO)."""
 
+MAX_JOINT_POINTS = 4
+"""Proposals of a batch are optimized jointly up to this number."""
+
 _CANDIDATES = 1024
 _FIRST_LENGTH, _SHORTEST, _LONGEST = 0.4, 0.02, 1.0
 _SUCCESSES_TO_GROW, _FAILURES_TO_SHRINK = 2, 3
 
 
 class BayesianSearch:
-    """Gaussian process over the unit cube, fitted anew to the history before each proposal.
+    """Gaussian process over the unit cube, fitted anew to the history before each batch of proposals.
 
-    "budget" models log(loss) with BoTorch's `SingleTaskGP` and maximises qLogNEI; "paper" models the
-    objective with an ARD Matern-5/2 kernel and maximises LogEI.
+    "budget" models log(loss) with BoTorch's `SingleTaskGP` and maximises qLogNEI, over all points of a batch
+    jointly; "paper" models the objective with an ARD Matern-5/2 kernel and maximises LogEI, or qLogEI for a
+    batch.
     """
 
     def __init__(self, space: Space, seed: int, previous: Sequence[float] | None = None) -> None:
@@ -33,18 +37,22 @@ class BayesianSearch:
         self._seed = seed
         self._starts = space.starts(previous)
 
-    def propose(self, history: Sequence[Trial]) -> Proposal:
+    @property
+    def starts(self) -> int:
+        return len(self._starts)
+
+    def propose(self, history: Sequence[Trial], count: int) -> list[Proposal]:
         index = len(history)
         if index < len(self._starts):
-            return self._starts[index]
+            return self._starts[index : index + count]
         from botorch.utils.sampling import manual_seed
 
         with warnings.catch_warnings(), manual_seed(derive_seed(self._seed, "bayesian", index) % (1 << 32)):
             warnings.simplefilter("ignore")
-            x = self._best_candidate(history)
-        return Proposal(self._space.canonical(x.tolist()), "search")
+            points = self._best_candidates(history, count)
+        return [Proposal(self._space.canonical(x.tolist()), "search") for x in points]
 
-    def _best_candidate(self, history: Sequence[Trial]) -> Tensor:
+    def _best_candidates(self, history: Sequence[Trial], count: int) -> Tensor:
         from botorch.fit import fit_gpytorch_mll
         from botorch.optim.optimize import optimize_acqf, optimize_acqf_discrete
         from gpytorch.mlls import ExactMarginalLogLikelihood
@@ -53,14 +61,22 @@ class BayesianSearch:
         Y = -torch.tensor([[self._target(trial)] for trial in history], dtype=torch.float64)
         model = self._model(X, Y)
         fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-        acquisition = self._acquisition(model, X, Y)
+        acquisition = self._acquisition(model, X, Y, count)
         if self._space.dimensions <= MAX_GLOBAL_DIMENSIONS:
             bounds = torch.stack([torch.zeros_like(X[0]), torch.ones_like(X[0])])
-            x, _ = optimize_acqf(acquisition, bounds, q=1, num_restarts=4, raw_samples=128)
+            # Beyond a few points their joint optimum has too many dimensions: one point after the other then.
+            x, _ = optimize_acqf(
+                acquisition,
+                bounds,
+                q=count,
+                num_restarts=4,
+                raw_samples=128,
+                sequential=count > MAX_JOINT_POINTS,
+            )
         else:
             choices = self._trust_region(X, Y, model)
-            x, _ = optimize_acqf_discrete(acquisition, q=1, choices=choices, max_batch_size=256)
-        return x[0].detach()
+            x, _ = optimize_acqf_discrete(acquisition, q=count, choices=choices, max_batch_size=256)
+        return x.detach()
 
     def _target(self, trial: Trial) -> float:
         if self._space.name == "paper":
@@ -77,10 +93,12 @@ class BayesianSearch:
             kernel = ScaleKernel(MaternKernel(nu=2.5, ard_num_dims=X.shape[1]))
         return SingleTaskGP(X, Y, covar_module=kernel, outcome_transform=Standardize(m=1))
 
-    def _acquisition(self, model, X: Tensor, Y: Tensor):  # type: ignore[no-untyped-def]
+    def _acquisition(self, model, X: Tensor, Y: Tensor, count: int):  # type: ignore[no-untyped-def]
         from botorch.acquisition.analytic import LogExpectedImprovement
-        from botorch.acquisition.logei import qLogNoisyExpectedImprovement
+        from botorch.acquisition.logei import qLogExpectedImprovement, qLogNoisyExpectedImprovement
 
+        if self._space.name == "paper" and count > 1:
+            return qLogExpectedImprovement(model, best_f=Y.max())
         if self._space.name == "paper":
             return LogExpectedImprovement(model, best_f=Y.max())
         return qLogNoisyExpectedImprovement(model, X_baseline=X, prune_baseline=True)

@@ -57,7 +57,7 @@ class Objective:
         self._recipe = recipe
         self._look_ahead = look_ahead
 
-    def __call__(self, proposal: Proposal, round_: int, index: int) -> Trial:
+    def __call__(self, round_: int, proposal: Proposal, index: int) -> Trial:
         started = time.perf_counter()
         device, precision = self._recipe.device, self._recipe.precision
         with self._unchanged():

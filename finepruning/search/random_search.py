@@ -19,8 +19,14 @@ class RandomSearch:
         self._seed = seed
         self._starts = space.starts(previous)
 
-    def propose(self, history: Sequence[Trial]) -> Proposal:
-        index = len(history)
+    @property
+    def starts(self) -> int:
+        return len(self._starts)
+
+    def propose(self, history: Sequence[Trial], count: int) -> list[Proposal]:
+        return [self._proposal(len(history) + position) for position in range(count)]
+
+    def _proposal(self, index: int) -> Proposal:
         if index < len(self._starts):
             return self._starts[index]
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "random", index))

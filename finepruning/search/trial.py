@@ -48,10 +48,20 @@ class Trial:
 
 
 class Search(Protocol):
-    """Proposes trials. A function of the history alone, so that a resumed search goes on as it would have."""
+    """Proposes trials. A function of the history alone, so that a resumed search goes on as it would have.
 
-    def propose(self, history: Sequence[Trial]) -> Proposal:
-        """The next proposal after the trials of this round so far."""
+    Attributes:
+        starts: number of the first proposals that are given, whatever the trials were.
+    """
+
+    @property
+    def starts(self) -> int: ...
+
+    def propose(self, history: Sequence[Trial], count: int) -> list[Proposal]:
+        """The next ``count`` proposals after the trials of this round so far, to be evaluated together.
+
+        Either all of them are among the first ``starts``, or none is.
+        """
         ...
 
 

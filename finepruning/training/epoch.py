@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from finepruning.errors import TrainingError
 from finepruning.pruning import Surgery
+from finepruning.training.distributed import ALONE, Ranks
 from finepruning.training.evaluate import Batches
 from finepruning.training.losses import training_loss
 from finepruning.training.precision import autocast
@@ -40,15 +41,18 @@ def train_epoch(
     teacher: nn.Module | None = None,
     start: StartingPoint | None = None,
     after_step: Callable[[int, float], None] = lambda step, loss: None,
+    ranks: Ranks = ALONE,
 ) -> float:
     """Train for one pass over ``batches``.
 
     Args:
+        batches: with several ranks, the parts of this one.
         learning_rate: of a step, counted from 0 in this epoch.
         surgery: where given, the optimizer updates the weights behind its masks.
         teacher: in eval mode; its logits enter the loss with weight ``recipe.distillation``.
         start: where given, its penalty adds to the gradients after they were limited.
         after_step: called with the step and its loss when the weights have been updated.
+        ranks: processes that take each step together.
 
     Returns:
         Mean training loss over the images.
@@ -65,7 +69,7 @@ def train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        with autocast(recipe.precision, recipe.device):
+        with autocast(recipe.precision, recipe.device), ranks.whole_batch(module):
             logits = module(x)
         loss = training_loss(
             logits.float(),
@@ -75,10 +79,9 @@ def train_epoch(
             temperature=recipe.temperature,
             label_smoothing=recipe.label_smoothing,
         )
-        value = float(loss.detach())
+        value = ranks.backward(loss, module, len(y))
         if not math.isfinite(value):
             raise TrainingError(f"the training loss became {value} at step {step}, learning rate {rate:.3g}")
-        torch.autograd.backward(loss)
         if recipe.max_grad_norm:
             _clip(module, surgery, recipe.max_grad_norm)
         if start is not None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from finepruning.training.distributed import ALONE, Ranks
 from finepruning.training.precision import autocast
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -37,20 +38,30 @@ def evaluate(
     batches: Batches,
     device: torch.device,
     precision: str = "float32",
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Evaluate ``model``, which maps [b, 3, s, s] to logits; a module is evaluated in eval mode."""
+    """Evaluate ``model``, which maps [b, 3, s, s] to logits; a module is evaluated in eval mode.
+
+    Several ranks take turns at the batches; the figures are those of all images, each counted once.
+    """
     training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
         model.eval()
     outputs, targets = [], []
-    for x, y in batches:
-        labels = y.to(device)
+    for number, (x, y) in enumerate(batches):
+        targets.append(y.to(device))
+        if number % ranks.count != ranks.rank:
+            continue
         with autocast(precision, device):
             logits = model(_to(x, device))
         outputs.append(logits.float())
-        targets.append(labels)
     if training and isinstance(model, nn.Module):
         model.train()
+    if ranks.count > 1:
+        parts = ranks.gather([output.cpu() for output in outputs])
+        outputs = [
+            parts[number % ranks.count][number // ranks.count].to(device) for number in range(len(targets))
+        ]
     logits, labels = torch.cat(outputs), torch.cat(targets)
     loss = float(F.cross_entropy(logits, labels))
     accuracy = float((logits.argmax(1) == labels).float().mean())

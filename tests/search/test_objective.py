@@ -37,7 +37,7 @@ def test_a_trial_leaves_network_masks_and_hidden_weights_as_they_were() -> None:
     hidden = [weight.clone() for weight in surgery.weights]
     masks = surgery.masks
     for look_ahead in (None, LookAhead(task(64), 0.05, 0.9, 0.0, 1)):
-        trial = objective(module, surgery, look_ahead)(Proposal((0.6, 0.4), "search"), 1, 0)
+        trial = objective(module, surgery, look_ahead)(1, Proposal((0.6, 0.4), "search"), 0)
         assert trial.density == 60 / sum(mask.numel() for mask in masks)
         assert not surgery.frozen
         for name, value in module.state_dict().items():
@@ -52,8 +52,8 @@ def test_looking_ahead_scores_what_training_makes_of_a_candidate() -> None:
     module = network()
     surgery = Surgery(prunable_layers(module))
     proposal = Proposal((0.5, 0.5), "global")
-    at_once = objective(module, surgery, None)(proposal, 1, 0)
+    at_once = objective(module, surgery, None)(1, proposal, 0)
     trained = objective(module, surgery, LookAhead(task(64), 0.05, 0.9, 0.0, 1))
-    ahead = trained(proposal, 1, 0)
+    ahead = trained(1, proposal, 0)
     assert ahead.loss < at_once.loss
-    assert trained(proposal, 1, 1).loss == ahead.loss  # the same batches and dropout for every trial
+    assert trained(1, proposal, 1).loss == ahead.loss  # the same batches and dropout for every trial

@@ -35,7 +35,7 @@ def bowl(space: Space, target: Sequence[float]) -> Callable[[tuple[float, ...]],
 def run(search: Search, space: Space, loss: Callable[[tuple[float, ...]], float], trials: int) -> list[Trial]:
     history: list[Trial] = []
     for index in range(trials):
-        proposal = search.propose(history)
+        (proposal,) = search.propose(history, 1)
         value = loss(proposal.x)
         history.append(
             Trial(1, index, proposal.kind, proposal.x, space.theta(proposal.x), value, value, 0.5, 0.1, 0.0)
@@ -46,7 +46,7 @@ def run(search: Search, space: Space, loss: Callable[[tuple[float, ...]], float]
 def test_the_first_trial_is_global_magnitude_pruning() -> None:
     space = BudgetSpace(weights(5), 40, 2.0)
     for search in (BayesianSearch(space, 0), RandomSearch(space, 0)):
-        first = search.propose([])
+        (first,) = search.propose([], 1)
         assert first.kind == "global"
         assert space.theta(first.x) == pytest.approx([0.0] * 5)
 
@@ -120,8 +120,8 @@ def test_proposals_depend_on_history_and_seed_alone(
     history = run(make(space, 3), space, loss, 6)
     torch.manual_seed(99)
     resumed = make(space, 3)
-    assert resumed.propose(history[:4]).x == history[4].x
-    assert resumed.propose(history[:5]).x == history[5].x
+    assert resumed.propose(history[:4], 1)[0].x == history[4].x
+    assert resumed.propose(history[:5], 1)[0].x == history[5].x
     other = run(make(space, 4), space, loss, 6)
     assert other[-1].x != history[-1].x
 
@@ -132,7 +132,7 @@ def test_proposing_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    BayesianSearch(space, 0).propose(history)
+    BayesianSearch(space, 0).propose(history, 1)
     assert torch.equal(torch.rand(3), expected)
 
 
