@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import random
 import time
 from contextlib import nullcontext
@@ -22,7 +23,7 @@ from finepruning.data import Splits
 from finepruning.errors import RunError, TrainingError
 from finepruning.good_state import GoodState
 from finepruning.loop_state import LoopState, from_tensors, live_tensors, to_tensors
-from finepruning.phases import Facts, Phase, learning_rate, phases, recipe
+from finepruning.phases import Facts, Phase, gentler, learning_rate, phases, recipe
 from finepruning.progress import Progress
 from finepruning.pruning import (
     ALLOCATION_RULES,
@@ -270,12 +271,14 @@ class Loop:
                 after_step=after_step,
                 ranks=self._ranks,
             )
+            result = self._validate()
+            if not math.isfinite(result.loss):
+                raise TrainingError(f"the validation loss became {result.loss}")
         except TrainingError as error:
             raise TrainingError(
-                f"{phase.title}, epoch {epoch + 1}: {error}. The last good state is kept in "
-                f"{self._run.path}; start again with a lower --lr (now {config.lr:g}) or --max-grad-norm 1"
+                f"{phase.title}, epoch {epoch + 1}: {error}. The last good state is kept: continue from it "
+                f"with --resume {self._run.path} {gentler(config, phase)}"
             ) from None
-        result = self._validate()
         seconds = time.perf_counter() - started
         self._record(phase, epoch, loss, result, rate(0), seconds)
 
