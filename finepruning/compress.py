@@ -257,16 +257,18 @@ def _run(
     progress: Progress,
 ) -> dict[str, Any]:
     try:
+
+        def end() -> dict[str, Any]:
+            target.trim(network.module)
+            with run.on_main().writing():
+                return _finish(config, splits, network, target, run.on_main(), loop, progress)
+
         with job(run.path):
             loop = Loop(config, network.module, splits, run, progress, target)
             progress.plan([*loop.plan(), (EXPORT, 3)])
             loop.run()
             progress.start(EXPORT)
-            target.trim(network.module)
-            with run.writing():
-                return distributed.current().share(
-                    lambda: _finish(config, splits, network, target, run.on_main(), loop, progress)
-                )
+            return distributed.current().share(end)
     except KeyboardInterrupt:
         raise Interrupted(run.path) from None
     except DataError as error:  # every image was intact when the run began
@@ -361,7 +363,8 @@ def _target(
     def capture(module: nn.Module) -> StoredModel:
         return _sparse_model(config, splits, network).stored
 
-    return choose(config, network.module, capture, progress.message)
+    with distributed.current().in_turn():  # a measurement disturbs another; later ones find its result
+        return choose(config, network.module, capture, progress.message)
 
 
 def _test(model: nn.Module, splits: data.Splits, device: torch.device) -> Evaluation:

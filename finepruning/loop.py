@@ -23,7 +23,7 @@ from finepruning.data import Splits
 from finepruning.errors import RunError, TrainingError
 from finepruning.good_state import GoodState
 from finepruning.loop_state import LoopState, from_tensors, live_tensors, to_tensors
-from finepruning.phases import Facts, Phase, learning_rate, phases, recipe
+from finepruning.phases import Facts, Phase, gentler, learning_rate, phases, recipe
 from finepruning.progress import Progress
 from finepruning.pruning import (
     ALLOCATION_RULES,
@@ -162,10 +162,14 @@ class Loop:
             )
         surgery.cut(facts.theta, self._target.keep)
         if phase.round == self.config.rounds:
-            self._target.settle(self.module, lambda keep: surgery.cut(facts.theta, keep))
+            self._target.state |= self._ranks.share(functools.partial(self._settle, surgery))
         facts.rounds.append(entry)
         facts.spliced = 0
         facts.seconds["search"] += time.perf_counter() - started
+
+    def _settle(self, surgery: Surgery) -> dict[str, Any]:
+        self._target.settle(self.module, lambda keep: surgery.cut(self.facts.theta, keep))
+        return self._target.state
 
     def _search(self, phase: Phase, surgery: Surgery) -> list[Trial]:
         config, saliency, keep = self.config, surgery.saliency(), self._target.keep
@@ -198,19 +202,10 @@ class Loop:
         return trials
 
     def _look_ahead(self, phase: Phase) -> LookAhead | None:
-        config = self.config
-        if config.look_ahead == 0:
+        if self.config.look_ahead == 0:
             return None
         self._need_teacher()
-        seed = derive_seed(config.seed, "look-ahead", phase.round)
-        return LookAhead(
-            search_images.look_ahead(config, self.splits, seed),
-            config.lr if config.prune_lr is None else config.prune_lr,
-            config.momentum,
-            config.weight_decay,
-            seed,
-            self._teacher,
-        )
+        return search_images.look_ahead(self.config, self.splits, phase.round, self._teacher)
 
     # --- fine-tuning ---------------------------------------------------------------------------
 
@@ -244,7 +239,6 @@ class Loop:
         place = (phase.kind, phase.round, epoch)
         torch.manual_seed(derive_seed(config.seed, "network", *place))  # dropout draws from the global one
         draw = random.Random(derive_seed(config.seed, "surgery", *place))
-        peak = config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
         rate = learning_rate(config, phase, epoch, steps)
 
         def after_step(step: int, loss: float) -> None:
@@ -253,6 +247,7 @@ class Loop:
                 if draw.random() < chance:
                     assert surgery is not None
                     self.facts.spliced += surgery.update(self.facts.theta, self._target.keep)
+                    self._ranks.align(live_tensors(self.module, self._state))
             if self._state.average is not None:
                 self._state.average.update()
             self._progress.advance(loss=loss)
@@ -280,13 +275,9 @@ class Loop:
             if not math.isfinite(result.loss):
                 raise TrainingError(f"the validation loss became {result.loss}")
         except TrainingError as error:
-            prefix = "--" if phase.kind == "dense" else "--prune-"
-            options = f"{prefix}lr {peak / 4:.2g}"
-            if not 0 < recipe(config, phase, self._device).max_grad_norm <= 1:
-                options += f" {prefix}max-grad-norm 1"
             raise TrainingError(
                 f"{phase.title}, epoch {epoch + 1}: {error}. The last good state is kept: continue from it "
-                f"with --resume {self._run.path} {options}"
+                f"with --resume {self._run.path} {gentler(config, phase)}"
             ) from None
         seconds = time.perf_counter() - started
         self._record(phase, epoch, loss, result, rate(0), seconds)

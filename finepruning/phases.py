@@ -89,7 +89,7 @@ def recipe(config: CompressConfig, phase: Phase, device: torch.device) -> Recipe
 
 def learning_rate(config: CompressConfig, phase: Phase, epoch: int, steps: int) -> Callable[[int], float]:
     """Learning rate of a step of epoch ``epoch`` (from 0), which has ``steps``."""
-    peak = config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
+    peak = _peak(config, phase)
     warmup = min(config.warmup, phase.epochs / 2) if phase.kind == "dense" else 0.0
 
     def rate(step: int) -> float:
@@ -100,3 +100,15 @@ def learning_rate(config: CompressConfig, phase: Phase, epoch: int, steps: int) 
         return cosine(epoch * steps + step, phase.epochs * steps, peak, round(warmup * steps))
 
     return rate
+
+
+def gentler(config: CompressConfig, phase: Phase) -> str:
+    """Options with which training may go on where its loss became no number."""
+    prefix = "--" if phase.kind == "dense" else "--prune-"
+    options = f"{prefix}lr {_peak(config, phase) / 4:.2g}"
+    limit = recipe(config, phase, torch.device("cpu")).max_grad_norm
+    return options if 0 < limit <= 1 else f"{options} {prefix}max-grad-norm 1"
+
+
+def _peak(config: CompressConfig, phase: Phase) -> float:
+    return config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from finepruning.config import CompressConfig
 from finepruning.data import Splits
+from finepruning.search import LookAhead
 from finepruning.seeding import derive_seed
 
 CALIBRATION_BATCHES = 8
@@ -36,9 +37,17 @@ def fisher(config: CompressConfig, splits: Splits, round_: int) -> list[Batch]:
     return _training(config, splits, derive_seed(config.seed, "fisher", round_), FISHER_BATCHES)
 
 
-def look_ahead(config: CompressConfig, splits: Splits, seed: int) -> list[Batch]:
-    """Augmented training images for the steps that every candidate of a round takes."""
-    return _training(config, splits, seed, config.look_ahead, augment=True)
+def look_ahead(config: CompressConfig, splits: Splits, round_: int, teacher: nn.Module | None) -> LookAhead:
+    """The steps that every candidate of a round takes, on augmented training images."""
+    seed = derive_seed(config.seed, "look-ahead", round_)
+    return LookAhead(
+        _training(config, splits, seed, config.look_ahead, augment=True),
+        config.lr if config.prune_lr is None else config.prune_lr,
+        config.momentum,
+        config.weight_decay,
+        seed,
+        teacher,
+    )
 
 
 def _training(
