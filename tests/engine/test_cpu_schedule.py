@@ -109,7 +109,7 @@ def test_chunks_divide_the_batch(batch: int, threads: int, images: int) -> None:
     assert chunk_images(batch, threads) == images
 
 
-@pytest.mark.parametrize("batch", [17, 32, 43])
+@pytest.mark.parametrize("batch", [5, 17, 32, 43])
 def test_a_large_batch_runs_in_slices(
     model: SparseModel, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
