@@ -52,6 +52,7 @@ class ConvStep final : public NativeStep {
     args.columns = p.tile_columns;
     args.low = finish_.low;
     args.high = finish_.high;
+    args.pooled = p.pooled;
     const int64_t k = group * p.group_outputs;
     args.bias = finish_.bias.empty() ? nullptr : finish_.bias.data() + k;
     const float* source = resolve(source_, frame);
@@ -128,7 +129,7 @@ class ConvStep final : public NativeStep {
   // Fills in where the tile's result goes; returns its offset in the output.
   int64_t place(int64_t image, int64_t tile, int64_t k, TileArgs* args) const {
     const PackedConv& p = *packed_;
-    const int64_t oh = p.shape.out_height(), ow = p.shape.out_width(), outputs = p.shape.out_channels;
+    const int64_t oh = p.out_height(), ow = p.out_width(), outputs = p.shape.out_channels;
     const int64_t y = tile / p.tiles_x * p.tile_rows, x = tile % p.tiles_x * p.tile_columns;
     args->rows_used = static_cast<int>(std::min<int64_t>(p.tile_rows, oh - y));
     args->columns_used = p.tile_columns;
@@ -136,9 +137,14 @@ class ConvStep final : public NativeStep {
     int64_t lanes = 0;
     switch (p.mapping) {
       case Mapping::kLanes:
+        args->columns_used = static_cast<int>(std::min<int64_t>(p.tile_columns, ow - x));
+        if (p.pooled) {
+          args->output_channel = oh / 2 * (ow / 2) * kLanes;
+          args->output_row = ow / 2 * kLanes;
+          return (image * outputs + k) * args->output_channel + (y / 2 * (ow / 2) + x / 2) * kLanes;
+        }
         args->output_channel = oh * ow * kLanes;
         args->output_row = ow * kLanes;
-        args->columns_used = static_cast<int>(std::min<int64_t>(p.tile_columns, ow - x));
         return ((image * outputs + k) * oh * ow + y * ow + x) * kLanes;
       case Mapping::kRows:
         args->output_channel = oh * ow;
@@ -222,7 +228,10 @@ void add_conv(Program& program, int source, int target, std::shared_ptr<const Pa
   if (images < 1 || images > (1 << 28)) throw std::invalid_argument("images must lie in [1, 2^28]");
   if (!finish.bias.empty() && static_cast<int64_t>(finish.bias.size()) != s.out_channels)
     throw std::invalid_argument("bias must have one value per output channel");
-  const int64_t out = images * s.out_channels * s.out_height() * s.out_width() * width;
+  const int64_t out =
+      images * s.out_channels * packed->out_height() * packed->out_width() / (packed->pooled ? 4 : 1) * width;
+  if (packed->pooled && finish.residual >= 0)
+    throw std::invalid_argument("a pooled convolution takes no residual");
   const Buffer& from = program.buffer(source, images * s.channels * s.height * s.width * width);
   const Buffer& to = program.buffer(target, out);
   const Buffer residual = finish.residual >= 0 ? program.buffer(finish.residual, out) : to;

@@ -87,13 +87,13 @@ std::shared_ptr<PackedConv> make_packed(const py::array& value, const Array<int3
                                         const Array<int32_t>& rowptr, int64_t channels, Pair size,
                                         int64_t outputs, Pair kernel, Pair stride, Pair padding,
                                         Pair dilation, int64_t groups, const std::string& mapping,
-                                        int64_t matrix_blocks, const std::pair<int, int>& tile,
+                                        int64_t matrix_blocks, bool pooled, const std::pair<int, int>& tile,
                                         int64_t block_units, const std::string& values) {
   const ConvShape shape = shape_of(channels, size, outputs, kernel, stride, padding, dilation, groups);
   const CsrView csr = view(value, column, rowptr, values);
   py::gil_scoped_release release;
-  if (mapping == "planar") return PackedConv::planar(shape, csr, select_isa());
-  return std::make_shared<PackedConv>(shape, csr, mapping_of(mapping), select_isa(), matrix_blocks,
+  if (mapping == "planar" && !pooled) return PackedConv::planar(shape, csr, select_isa());
+  return std::make_shared<PackedConv>(shape, csr, mapping_of(mapping), select_isa(), matrix_blocks, pooled,
                                       PackedConv::Choice{tile.first, tile.second, block_units});
 }
 
@@ -109,7 +109,7 @@ double modelled_cycles(const py::array& value, const Array<int32_t>& column, con
 std::string kernel_name(const PackedConv& p) {
   const char* mapping[] = {"lanes", "rows", "flat", "matrix"};
   return std::string("sparse_") + mapping[static_cast<int>(p.mapping)] + "_" + std::to_string(p.tile_rows) +
-         "x" + std::to_string(p.tile_columns) + "_" + p.isa->name;
+         "x" + std::to_string(p.tile_columns) + (p.pooled ? "_pool_" : "_") + p.isa->name;
 }
 
 py::list kernels() {
@@ -151,8 +151,9 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init(&make_packed), py::arg("value"), py::arg("column"), py::arg("rowptr"), py::kw_only(),
            py::arg("channels"), py::arg("size"), py::arg("outputs"), py::arg("kernel"), py::arg("stride"),
            py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("mapping"),
-           py::arg("matrix_blocks") = 1, py::arg("tile") = std::pair<int, int>(0, 0),
-           py::arg("block_units") = 0, py::arg("values") = "float32")
+           py::arg("matrix_blocks") = 1, py::arg("pooled") = false,
+           py::arg("tile") = std::pair<int, int>(0, 0), py::arg("block_units") = 0,
+           py::arg("values") = "float32")
       .def_property_readonly("kernel", &kernel_name)
       .def_property_readonly("nbytes", &PackedConv::bytes)
       .def_property_readonly("cost", [](const PackedConv& p) { return p.cost; })

@@ -45,15 +45,19 @@ class PackedConv {
     int64_t block_units = 0;
   };
   // matrix_blocks: blocks of 16 rows that share one reading of the weights under kMatrix (at most 4 do).
+  // pooled: the output is max-pooled over 2x2 windows, under kLanes.
   // Throws std::invalid_argument when the shape cannot be expressed or the CSR does not fit it.
   PackedConv(const ConvShape& shape, const CsrView& csr, Mapping mapping, const Isa& isa,
-             int64_t matrix_blocks, const Choice& wanted);
+             int64_t matrix_blocks, bool pooled, const Choice& wanted);
   // For images one by one: kRows or kFlat, whichever the cost model prefers.
   static std::shared_ptr<PackedConv> planar(const ConvShape& shape, const CsrView& csr, const Isa& isa);
   // `cost` of what planar(), or the constructor with kLanes, would make, without making it.
   static double modelled(const ConvShape& shape, const CsrView& csr, bool planar, const Isa& isa);
 
   int64_t tiles() const { return tiles_y * tiles_x; }
+  // Of the output map; where it is pooled, without an odd last row or column.
+  int64_t out_height() const { return pooled ? shape.out_height() / 2 * 2 : shape.out_height(); }
+  int64_t out_width() const { return pooled ? shape.out_width() / 2 * 2 : shape.out_width(); }
   int64_t bytes() const;
   // Segments [first, last) of part `part` of `parts` of a group's output channels.
   void part_segments(int64_t part, int64_t parts, int64_t* first, int64_t* last) const {
@@ -74,6 +78,7 @@ class PackedConv {
   ConvShape shape;
   Mapping mapping;
   const Isa* isa;
+  bool pooled = false;
   TileKernel kernel = nullptr;
   int tile_rows = 0, tile_columns = 0;  // of a tile, in vectors
   int64_t tiles_y = 0, tiles_x = 0;     // under kMatrix: 1 and unused

@@ -16,9 +16,10 @@ class Kernel(TypedDict):
 class PackedConv:
     """Weights of a convolution, repacked for one geometry and mapping: "lanes", "rows", "flat", "matrix", or
     "planar" (rows or flat, whichever the cost model prefers). ``matrix_blocks``: blocks of 16 rows that share
-    one reading of the weights under "matrix". ``tile`` (rows, columns in vectors) and ``block_units`` force
-    what the cost model would choose; zeros leave it the choice. ``values``: "float32", "bfloat16" or
-    "float16", the latter two as their bits in an array of uint16; they are kept in 16 bits."""
+    one reading of the weights under "matrix". ``pooled``: the output is max-pooled over 2x2 windows (only
+    "lanes"). ``tile`` (rows, columns in vectors) and ``block_units`` force what the cost model would choose;
+    zeros leave it the choice. ``values``: "float32", "bfloat16" or "float16", the latter two as their
+    bits in an array of uint16; they are kept in 16 bits."""
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class PackedConv:
         groups: int,
         mapping: str,
         matrix_blocks: int = 1,
+        pooled: bool = False,
         tile: tuple[int, int] = (0, 0),
         block_units: int = 0,
         values: str = "float32",

@@ -8,25 +8,36 @@ import shutil
 import sys
 import time
 import types
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from finepruning import data, mistakes, models
-from finepruning.config import CompressConfig
+from finepruning.config import CHANGEABLE, DEFAULT_DENSITY, TARGETS, CompressConfig
 from finepruning.environment import describe_environment
-from finepruning.errors import DeviceError, FinepruningError, RunError
+from finepruning.errors import ArgumentError, DataError, DeviceError, FinepruningError, RunError
 from finepruning.loop import Loop
-from finepruning.phases import Phase, budget, phases
+from finepruning.memory import memory_errors
+from finepruning.phases import Phase, phases
 from finepruning.progress import NoProgress, Progress
-from finepruning.pruning import prunable_layers, weights_to_keep
+from finepruning.pruning import kept, prunable_layers
 from finepruning.run import DATA, DENSE, REPORT, RunDirectory, check_new, default_path
+from finepruning.targets import Target, choose
 from finepruning.training import evaluate, resolve_precision
 from finepruning.training.evaluate import Evaluation
 
+if TYPE_CHECKING:
+    from finepruning.engine import SparseModel
+    from finepruning.sparse.storage import StoredModel
+
 EXPORT = "export and test"
+_MORE_MEMORY = (
+    "what was saved is intact: free memory and continue with --resume, or start again with a smaller "
+    "--batch-size, --image-size or --workers"
+)
 
 
 class Interrupted(FinepruningError):  # noqa: N818  (it is no failure)
@@ -38,7 +49,11 @@ class Interrupted(FinepruningError):  # noqa: N818  (it is no failure)
 
 
 def compress(
-    config: CompressConfig, *, progress: Progress | None = None, resume: Path | None = None
+    config: CompressConfig,
+    *,
+    progress: Progress | None = None,
+    resume: Path | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune and prune a network, and write the run directory.
 
@@ -48,30 +63,33 @@ def compress(
         resume: a run directory to continue after the last epoch or trial it completed. On the CPU, with
             the same number of threads, the result is the one an uninterrupted run would have had. A
             finished run is left as it is.
+        changes: with ``resume``, options of `CHANGEABLE` that the run goes on with and keeps.
 
     Returns:
         The report, as in ``report.json``.
 
     Raises:
-        ArgumentError, DataError, ModelFileError, DeviceError: before anything is written.
+        ArgumentError, ModelFileError: before anything is written.
+        DataError: also where an image can no longer be read.
+        DeviceError: there is no such device, or memory does not suffice.
         RunError: the run directory cannot be written, read or taken up.
         TrainingError: the loss became NaN or infinite.
         Interrupted: on KeyboardInterrupt, once there is a run to resume.
     """
     progress = progress or NoProgress()
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=cuda), memory_errors(_MORE_MEMORY):
         if resume is not None:
-            return _resume(Path(resume), progress)
+            return _resume(Path(resume), progress, changes or {})
         resolved = resolve(config)
         assert resolved.out is not None
         assert resolved.device is not None
         check_new(Path(resolved.out))
         splits, network = _prepare(resolved, progress)
-        weights_to_keep(prunable_layers(network.module), resolved.target_density)
+        target = _target(resolved, splits, network, progress)
         with RunDirectory.create(resolved, describe_environment(resolved.device)) as run:
             run.write_json(DATA, _content(splits))
-            return _run(resolved, splits, network, run, progress)
+            return _run(resolved, splits, network, target, run, progress)
 
 
 def dry_run(config: CompressConfig) -> dict[str, Any]:
@@ -85,25 +103,32 @@ def dry_run(config: CompressConfig) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         splits, network = _prepare(resolved, NoProgress())
         layers = prunable_layers(network.module)
-        weights_to_keep(layers, resolved.target_density)
+        target = _target(resolved, splits, network, NoProgress())
         sizes = [{"name": n, "shape": list(w.shape), "size": w.numel()} for n, w in layers.items()]
-        rounds = [
-            {
-                "round": number,
-                "budget": budget(resolved, number),
-                "weights": weights_to_keep(layers, budget(resolved, number)),
-            }
-            for number in range(1, resolved.rounds + 1)
-        ]
         return {
             "config": dataclasses.asdict(resolved),
             "classes": list(splits.classes),
             "images": _sizes(splits),
             "messages": [*splits.messages, *network.messages],
             "layers": sizes,
-            "rounds": rounds,
+            "rounds": _planned_rounds(resolved, target, layers),
             "estimate_seconds": _estimate(resolved, splits, network.module),
         }
+
+
+def _planned_rounds(
+    config: CompressConfig, target: Target, layers: dict[str, nn.Parameter]
+) -> list[dict[str, Any]]:
+    """What each round keeps if the weights stay as they are and accuracy always holds."""
+    rounds = []
+    magnitudes = [weight.detach().abs() for weight in layers.values()]
+    target.judge(0, 1.0, 1.0)
+    for number in range(1, config.rounds + 1):
+        target.begin(number, magnitudes)
+        weights = kept(target.keep, magnitudes)
+        rounds.append({"round": number, "budget": target.density, "weights": weights})
+        target.judge(number, 1.0, target.density)
+    return rounds
 
 
 def resolve(config: CompressConfig) -> CompressConfig:
@@ -116,8 +141,10 @@ def resolve(config: CompressConfig) -> CompressConfig:
     device = _device(config.device)
     folder = config.data is not None and not config.data.lower().startswith("torchvision:")
     in_file = config.weights not in ("default", "none")
+    targeted = any(getattr(config, name) is not None for name in TARGETS)
     return dataclasses.replace(
         config,
+        target_density=config.target_density if targeted else DEFAULT_DENSITY,
         data=str(Path(config.data).expanduser().absolute()) if folder and config.data else config.data,
         model=name,
         weights=str(Path(config.weights).expanduser().absolute()) if in_file else config.weights,
@@ -132,13 +159,13 @@ def resolve(config: CompressConfig) -> CompressConfig:
     )
 
 
-def _resume(path: Path, progress: Progress) -> dict[str, Any]:
+def _resume(path: Path, progress: Progress, changes: Mapping[str, Any]) -> dict[str, Any]:
     with RunDirectory.open(path) as run:
         report = run.report()
         if report is not None:
             progress.message(f"{run.path} is finished already; its report is {run.path / REPORT}")
             return report
-        config = dataclasses.replace(run.config(), out=str(run.path))
+        config = _changed(dataclasses.replace(run.config(), out=str(run.path)), changes)
         _device(config.device)
         threads = run.environment().get("threads")
         if threads != torch.get_num_threads():
@@ -148,7 +175,22 @@ def _resume(path: Path, progress: Progress) -> dict[str, Any]:
             )
         splits, network = _prepare(config, progress)
         _check_unchanged(run, splits)
-        return _run(config, splits, network, run, progress)
+        if changes:
+            run.write_config(config)
+            progress.message(f"goes on with {', '.join(f'{n} {getattr(config, n):g}' for n in changes)}")
+        return _run(config, splits, network, _target(config, splits, network, progress), run, progress)
+
+
+def _changed(config: CompressConfig, changes: Mapping[str, Any]) -> CompressConfig:
+    if unknown := [name for name in changes if name not in CHANGEABLE]:
+        raise ArgumentError(
+            f"a run goes on with its own {', '.join(unknown)}; only {', '.join(CHANGEABLE)} can change"
+        )
+    values = dict(changes)
+    for name, of_pruning in (("lr", "prune_lr"), ("max_grad_norm", "prune_max_grad_norm")):
+        if name in values and getattr(config, name) == getattr(config, of_pruning):
+            values.setdefault(of_pruning, values[name])  # it was left to follow
+    return dataclasses.replace(config, **values)
 
 
 def _content(splits: data.Splits) -> dict[str, Any]:
@@ -198,23 +240,29 @@ def _run(
     config: CompressConfig,
     splits: data.Splits,
     network: models.Network,
+    target: Target,
     run: RunDirectory,
     progress: Progress,
 ) -> dict[str, Any]:
     try:
-        loop = Loop(config, network.module, splits, run, progress)
+        loop = Loop(config, network.module, splits, run, progress, target)
         progress.plan([*loop.plan(), (EXPORT, 3)])
         loop.run()
         progress.start(EXPORT)
-        return _finish(config, splits, network, run, loop, progress)
+        target.trim(network.module)
+        with run.writing():
+            return _finish(config, splits, network, target, run, loop, progress)
     except KeyboardInterrupt:
         raise Interrupted(run.path) from None
+    except DataError as error:  # every image was intact when the run began
+        raise DataError(f"{error}; restore it and continue with --resume {run.path}") from error
 
 
 def _finish(
     config: CompressConfig,
     splits: data.Splits,
     network: models.Network,
+    target: Target,
     run: RunDirectory,
     loop: Loop,
     progress: Progress,
@@ -226,17 +274,11 @@ def _finish(
     started = time.perf_counter()
     device = torch.device(config.device or "cpu")
     module = network.module.eval().to(memory_format=torch.contiguous_format)
-    target = run.path / "model"
-    if target.exists():
-        shutil.rmtree(target)  # from an export that was interrupted
-    example = torch.zeros(1, 3, network.image_size, network.image_size, device=device)
-    SparseModel.from_dense(
-        module,
-        example,
-        preprocessing=splits.preprocessing.to_json(),
-        classes=splits.classes,
-        provenance=_provenance(config, splits),
-    ).save_pretrained(target)
+    place = run.path / "model"
+    for left in (place, *run.path.glob(".model-*")):  # by an export that was interrupted
+        if left.exists():
+            shutil.rmtree(left)
+    _sparse_model(config, splits, network).save_pretrained(place)
     progress.advance()
     accuracy = _test(module, splits, device)
     dense = copy.deepcopy(module)
@@ -245,12 +287,12 @@ def _finish(
     dense.load_state_dict(stored[0])
     dense_accuracy = _test(dense, splits, device)
     progress.advance()
-    sparse = SparseModel.from_pretrained(target, device=str(device))
+    sparse = SparseModel.from_pretrained(place, device=str(device))
     answers = mistakes.ask(sparse, splits.test.batches(32), device)
     seconds = {**loop.facts.seconds, "export": time.perf_counter() - started}
     seconds["total"] = sum(seconds.values())
     layers = _layers(loop.layers)
-    last = _last(loop)
+    last = _last(loop, splits)
     content: dict[str, Any] = {
         "name": run.path.name,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -262,24 +304,49 @@ def _finish(
         "dense_accuracy": dense_accuracy.accuracy,
         "dense_validation_loss": loop.facts.dense["validation_loss"],
         "accuracy": accuracy.accuracy,
+        "validation_accuracy": last["accuracy"],
         "sparse_accuracy": answers.accuracy,
-        "density": sum(layer["nnz"] for layer in layers) / sum(layer["size"] for layer in layers),
+        "density": _density(layers),
         "target_density": config.target_density,
         "bytes_dense": (run.path / DENSE).stat().st_size,
-        "bytes_sparse": sum(file.stat().st_size for file in target.rglob("*") if file.is_file()),
+        "bytes_sparse": sum(file.stat().st_size for file in place.rglob("*") if file.is_file()),
         "classes": list(splits.classes),
         "images": _sizes(splits),
         "layers": layers,
         "seconds": seconds,
         "rounds": loop.facts.rounds,
-        "pareto": _pareto(run, loop, last),
+        "pareto": _pareto(run, loop, {**last, "density": _density(layers)}),
         "history": loop.facts.history,
         "confusion": mistakes.describe(answers, splits.test, run.path),
     }
+    content["target"] = target.outcome(content)
     reporting.write(run.path, content)
     run.write_json(REPORT, content)  # last: it marks the run as finished
     progress.advance()
     return content
+
+
+def _sparse_model(config: CompressConfig, splits: data.Splits, network: models.Network) -> SparseModel:
+    """The network as it is now, as the run's model directory will hold it."""
+    from finepruning.engine import SparseModel
+
+    size = network.image_size
+    return SparseModel.from_dense(
+        network.module,
+        torch.zeros(1, 3, size, size, device=torch.device(config.device or "cpu")),
+        preprocessing=splits.preprocessing.to_json(),
+        classes=splits.classes,
+        provenance=_provenance(config, splits),
+    )
+
+
+def _target(
+    config: CompressConfig, splits: data.Splits, network: models.Network, progress: Progress
+) -> Target:
+    def capture(module: nn.Module) -> StoredModel:
+        return _sparse_model(config, splits, network).stored
+
+    return choose(config, network.module, capture, progress.message)
 
 
 def _test(model: nn.Module, splits: data.Splits, device: torch.device) -> Evaluation:
@@ -296,8 +363,17 @@ def _layers(layers: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
     return rows
 
 
-def _last(loop: Loop) -> dict[str, float]:
+def _density(layers: list[dict[str, Any]]) -> float:
+    return float(sum(layer["nnz"] for layer in layers) / sum(layer["size"] for layer in layers))
+
+
+def _last(loop: Loop, splits: data.Splits) -> dict[str, float]:
     """Validation figures of the network as it is at the end."""
+    if loop.config.max_accuracy_drop is not None:  # it may have gone back to an earlier state
+        result = evaluate(
+            loop.module, splits.validation.batches(32), torch.device(loop.config.device or "cpu")
+        )
+        return {"loss": result.loss, "accuracy": result.accuracy}
     entry = loop.facts.history[-1] if loop.facts.history else loop.facts.rounds[-1]
     return {"loss": entry["validation_loss"], "accuracy": entry["validation_accuracy"]}
 
@@ -310,7 +386,7 @@ def _pareto(run: RunDirectory, loop: Loop, last: dict[str, float]) -> list[dict[
         _point(1.0, dense["validation_loss"], dense["validation_accuracy"], "dense"),
         *(_point(t.density, t.loss, t.accuracy, "trial") for t in run.trials()),
         *(_point(r["density"], r["validation_loss"], r["validation_accuracy"], "round") for r in rounds),
-        _point(rounds[-1]["density"], last["loss"], last["accuracy"], "final"),
+        _point(last["density"], last["loss"], last["accuracy"], "final"),
     ]
 
 
@@ -325,7 +401,7 @@ def _provenance(config: CompressConfig, splits: data.Splits) -> dict[str, Any]:
         "data": Path(splits.name).name,
         "seed": config.seed,
         "search": config.search,
-        "target_density": config.target_density,
+        **{name: getattr(config, name) for name in TARGETS if getattr(config, name) is not None},
     }
 
 

@@ -7,6 +7,7 @@ its state goes to disk; a resumed loop starts at the step after the last one sav
 from __future__ import annotations
 
 import copy
+import math
 import random
 import time
 from contextlib import nullcontext
@@ -19,16 +20,17 @@ from finepruning import search_images
 from finepruning.config import CompressConfig
 from finepruning.data import Splits
 from finepruning.errors import RunError, TrainingError
+from finepruning.good_state import GoodState
 from finepruning.loop_state import LoopState, from_tensors, to_tensors
-from finepruning.phases import Facts, Phase, budget, phases
+from finepruning.phases import Facts, Phase, learning_rate, phases, recipe
 from finepruning.progress import Progress
 from finepruning.pruning import (
     ALLOCATION_RULES,
     Surgery,
+    kept,
     prunable_layers,
     theta_for,
     update_probability,
-    weights_to_keep,
 )
 from finepruning.run import DENSE, STATE, RunDirectory
 from finepruning.search import (
@@ -44,16 +46,14 @@ from finepruning.search import (
     best,
 )
 from finepruning.seeding import derive_seed
+from finepruning.targets import Target
 from finepruning.training import (
     Evaluation,
-    Recipe,
     StartingPoint,
     WeightAverage,
-    cosine,
     evaluate,
     make_optimizer,
     remembered_by,
-    rise_and_decay,
     sensitivities,
     set_dropout,
     train_epoch,
@@ -64,19 +64,21 @@ class Loop:
     """Runs the phases on one network; see `run`."""
 
     def __init__(
-        self, config: CompressConfig, module: nn.Module, splits: Splits, run: RunDirectory, progress: Progress
+        self,
+        config: CompressConfig,
+        module: nn.Module,
+        splits: Splits,
+        run: RunDirectory,
+        progress: Progress,
+        target: Target,
     ) -> None:
-        """``config`` is resolved. ``module`` is trained in place. State found in ``run`` is taken up.
-
-        Raises:
-            ArgumentError: the target density leaves less than one weight a layer.
-        """
+        """``config`` is resolved. ``module`` is trained in place. State found in ``run`` is taken up."""
         assert config.device is not None
         self.config = config
         self.splits = splits
         self.module = module
         self.layers = prunable_layers(module)
-        weights_to_keep(self.layers, config.target_density)
+        self._target = target
         self._run = run
         self._progress = progress
         self._phases = phases(config)
@@ -84,17 +86,14 @@ class Loop:
         self._state = LoopState()
         self._teacher: nn.Module | None = None
         self._start = StartingPoint(module, config.l2_sp) if config.l2_sp > 0 else None
-        self.facts = Facts()
+        self._good = GoodState(run, module, self.layers, self._device)
+        self.facts = Facts(target=target.state)
         self._restore()
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in an epoch; an incomplete last one is left out."""
         return max(1, len(self.splits.train) // self.config.batch_size)
-
-    def keep(self, number: int) -> int:
-        """Weights that round ``number`` keeps."""
-        return weights_to_keep(self.layers, max(budget(self.config, number), self.config.target_density))
 
     def plan(self) -> list[tuple[str, int]]:
         """Phases and their number of units, for `Progress.plan`."""
@@ -116,6 +115,7 @@ class Loop:
             self.facts.phase, self.facts.step = self.facts.phase + 1, 0
             self._state.optimizer = {}
             self._save()
+            self._good.forget_before(self._target.state.get("good", 0))
 
     # --- choosing where to prune ---------------------------------------------------------------
 
@@ -123,13 +123,16 @@ class Loop:
         started = time.perf_counter()
         if self._state.surgery is None:
             self._state.surgery = Surgery(self.layers)
-        surgery, keep, facts = self._state.surgery, self.keep(phase.round), self.facts
+        surgery, facts = self._state.surgery, self.facts
         if self.config.saliency == "fisher":
             images = search_images.fisher(self.config, self.splits, phase.round)
-            surgery.sensitivity = sensitivities(self.module, self.layers, images, self._recipe(phase))
+            surgery.sensitivity = sensitivities(
+                self.module, self.layers, images, recipe(self.config, phase, self._device)
+            )
+        self._target.begin(phase.round, surgery.saliency())
         entry: dict[str, Any] = {
             "round": phase.round,
-            "budget": budget(self.config, phase.round),
+            "budget": self._target.density,
             "search": self.config.search,
             "trials": 0,
             "best_loss": None,
@@ -137,11 +140,11 @@ class Loop:
         }
         if self.config.search == "none":
             saliency = surgery.saliency()
-            counts = ALLOCATION_RULES[self.config.allocation](saliency, keep)
+            counts = ALLOCATION_RULES[self.config.allocation](saliency, kept(self._target.keep, saliency))
             facts.theta = theta_for(saliency, counts)
             self._progress.advance()
         else:
-            trials = self._search(phase, surgery, keep)
+            trials = self._search(phase, surgery)
             chosen = best(trials)
             facts.theta = list(chosen.theta)
             entry |= {
@@ -153,19 +156,21 @@ class Loop:
                 f"{phase.title}: {len(trials)} trials, validation loss {trials[0].loss:.3f} (global) -> "
                 f"{chosen.loss:.3f} ({chosen.kind})"
             )
-        surgery.cut(facts.theta, keep)
+        surgery.cut(facts.theta, self._target.keep)
+        if phase.round == self.config.rounds:
+            self._target.settle(self.module, lambda keep: surgery.cut(facts.theta, keep))
         facts.rounds.append(entry)
         facts.spliced = 0
         facts.seconds["search"] += time.perf_counter() - started
 
-    def _search(self, phase: Phase, surgery: Surgery, keep: int) -> list[Trial]:
-        config = self.config
+    def _search(self, phase: Phase, surgery: Surgery) -> list[Trial]:
+        config, saliency, keep = self.config, surgery.saliency(), self._target.keep
         space: Space
         if config.search == "paper":
             trade_off = config.paper_lambda * phase.round / config.rounds
-            space = PaperSpace(surgery.saliency(), keep, trade_off)
+            space = PaperSpace(saliency, kept(keep, saliency), trade_off)
         else:
-            space = BudgetSpace(surgery.saliency(), keep, config.theta_bound)
+            space = BudgetSpace(saliency, keep, config.theta_bound)
         seed = derive_seed(config.seed, "search", phase.round)
         make = RandomSearch if config.search == "random" else BayesianSearch
         search: Search = make(space, seed, self.facts.previous)
@@ -175,7 +180,7 @@ class Loop:
             space,
             search_images.scoring(config, self.splits),
             search_images.calibration(config, self.splits, self.module),
-            self._recipe(phase),
+            recipe(self.config, phase, self._device),
             self._look_ahead(phase),
         )
         trials = [trial for trial in self._run.trials() if trial.round == phase.round]
@@ -229,25 +234,18 @@ class Loop:
 
     def _epoch(self, phase: Phase, epoch: int, optimizer: torch.optim.Optimizer) -> None:
         started = time.perf_counter()
-        config, steps = self.config, self.steps_per_epoch
+        config, steps, surgery = self.config, self.steps_per_epoch, self._state.surgery
         place = (phase.kind, phase.round, epoch)
         torch.manual_seed(derive_seed(config.seed, "network", *place))  # dropout draws from the global one
         draw = random.Random(derive_seed(config.seed, "surgery", *place))
-        peak = config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
-        warmup = min(config.warmup, phase.epochs / 2) if phase.kind == "dense" else 0.0
-
-        def rate(step: int) -> float:
-            if phase.kind == "round" and config.lr_schedule == "hold":
-                return peak
-            if config.lr_schedule == "rise":
-                return rise_and_decay(epoch * steps + step, phase.epochs * steps, peak)
-            return cosine(epoch * steps + step, phase.epochs * steps, peak, round(warmup * steps))
+        rate = learning_rate(config, phase, epoch, steps)
 
         def after_step(step: int, loss: float) -> None:
             if phase.kind == "round" and config.splicing:
                 chance = update_probability(epoch * steps + step, config.surgery_gamma, config.surgery_power)
                 if draw.random() < chance:
-                    self._update_masks(phase)
+                    assert surgery is not None
+                    self.facts.spliced += surgery.update(self.facts.theta, self._target.keep)
             if self._state.average is not None:
                 self._state.average.update()
             self._progress.advance(loss=loss)
@@ -262,25 +260,27 @@ class Loop:
                     augment=True,
                     drop_last=True,
                 ),
-                self._recipe(phase),
+                recipe(self.config, phase, self._device),
                 rate,
-                surgery=self._state.surgery,
+                surgery=surgery,
                 teacher=self._teacher,
                 start=self._start,
                 after_step=after_step,
             )
+            result = self._validate()
+            if not math.isfinite(result.loss):
+                raise TrainingError(f"the validation loss became {result.loss}")
         except TrainingError as error:
+            prefix = "--" if phase.kind == "dense" else "--prune-"
+            options = f"{prefix}lr {peak / 4:.2g}"
+            if not 0 < self._recipe(phase).max_grad_norm <= 1:
+                options += f" {prefix}max-grad-norm 1"
             raise TrainingError(
-                f"{phase.title}, epoch {epoch + 1}: {error}. The last good state is kept in "
-                f"{self._run.path}; start again with a lower --lr (now {config.lr:g}) or --max-grad-norm 1"
+                f"{phase.title}, epoch {epoch + 1}: {error}. The last good state is kept: continue from it "
+                f"with --resume {self._run.path} {options}"
             ) from None
-        result = self._validate()
         seconds = time.perf_counter() - started
         self._record(phase, epoch, loss, result, rate(0), seconds)
-
-    def _update_masks(self, phase: Phase) -> None:
-        assert self._state.surgery is not None
-        self.facts.spliced += self._state.surgery.update(self.facts.theta, self.keep(phase.round))
 
     def _record(
         self, phase: Phase, epoch: int, loss: float, result: Evaluation, rate: float, seconds: float
@@ -313,6 +313,8 @@ class Loop:
                 with self._state.surgery.dense():
                     self._state.average.apply()
                 self._state.average = None
+            if phase.epochs:
+                self._judge(phase.round + 1, self.facts.history[-1]["validation_accuracy"])
             return
         if phase.epochs:
             last = self.facts.history[-1]
@@ -323,9 +325,20 @@ class Loop:
         if phase.kind == "dense":
             self.facts.dense = figures
             self._run.write_tensors(DENSE, self.module.state_dict(), figures)
+            self._judge(0, figures["validation_accuracy"])
             return
         self.facts.rounds[-1] |= {**figures, "density": self._density(), "spliced": self.facts.spliced}
         self.facts.previous = self.facts.theta
+        self.facts.rounds[-1]["held"] = self._judge(phase.round, figures["validation_accuracy"])
+
+    def _judge(self, number: int, accuracy: float) -> bool | None:
+        """Remember the state after this round, or go back to the last one remembered, as the target says."""
+        wanted = self._target.judge(number, accuracy, self._density())
+        if wanted:
+            self._good.keep(number, self._state)
+        elif wanted is not None:
+            self._state = self._good.restore(self._target.state["good"])
+        return wanted
 
     def _validate(self) -> Evaluation:
         batches = self.splits.validation.batches(self.config.batch_size)
@@ -336,20 +349,6 @@ class Loop:
         if self._state.surgery is None:
             return 1.0
         return self._state.surgery.kept / sum(weight.numel() for weight in self.layers.values())
-
-    def _recipe(self, phase: Phase) -> Recipe:
-        config = self.config
-        limit = config.max_grad_norm
-        if phase.kind != "dense" and config.prune_max_grad_norm is not None:
-            limit = config.prune_max_grad_norm
-        return Recipe(
-            self._device,
-            config.precision,
-            max_grad_norm=limit,
-            distillation=config.distillation,
-            temperature=config.temperature,
-            label_smoothing=config.label_smoothing,
-        )
 
     def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
         """The phase's optimizer, in the state it was saved in."""
@@ -386,6 +385,7 @@ class Loop:
             return
         tensors, facts = stored
         self.facts = Facts(**facts)
+        self._target.state = self.facts.target
         try:
             self._state = from_tensors(
                 tensors,

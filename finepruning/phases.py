@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from finepruning.config import CompressConfig
+from finepruning.training import Recipe, cosine, rise_and_decay
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Facts:
         averaged: steps that the mean of the weights has taken in during this phase.
         theta: of the current round. previous: theta of the round before.
         spliced: weights re-admitted in the current round so far.
+        target: what the run's target knows, see `finepruning.targets`.
         dense: validation loss and accuracy of the dense network.
         rounds, history, seconds: as in report.json.
     """
@@ -37,6 +42,7 @@ class Facts:
     theta: list[float] = field(default_factory=list)
     previous: list[float] | None = None
     spliced: int = 0
+    target: dict[str, Any] = field(default_factory=dict)
     dense: dict[str, float] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -56,9 +62,41 @@ def phases(config: CompressConfig) -> list[Phase]:
     return result
 
 
-def budget(config: CompressConfig, number: int) -> float:
-    """Density after round ``number`` (from 1); the last is the target."""
-    target, done = config.target_density, number / config.rounds
+def budget(config: CompressConfig, number: int, target: float | None = None) -> float:
+    """Density after round ``number`` (from 1); the last is ``target``, or else the configuration's."""
+    target = config.target_density if target is None else target
+    assert target is not None
+    done = number / config.rounds
     if config.density_schedule == "cubic":
         return float(target + (1.0 - target) * (1.0 - done) ** 3)
     return float(target**done)
+
+
+def recipe(config: CompressConfig, phase: Phase, device: torch.device) -> Recipe:
+    """How a phase trains."""
+    limit = config.max_grad_norm
+    if phase.kind != "dense" and config.prune_max_grad_norm is not None:
+        limit = config.prune_max_grad_norm
+    return Recipe(
+        device,
+        config.precision,
+        max_grad_norm=limit,
+        distillation=config.distillation,
+        temperature=config.temperature,
+        label_smoothing=config.label_smoothing,
+    )
+
+
+def learning_rate(config: CompressConfig, phase: Phase, epoch: int, steps: int) -> Callable[[int], float]:
+    """Learning rate of a step of epoch ``epoch`` (from 0), which has ``steps``."""
+    peak = config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
+    warmup = min(config.warmup, phase.epochs / 2) if phase.kind == "dense" else 0.0
+
+    def rate(step: int) -> float:
+        if phase.kind == "round" and config.lr_schedule == "hold":
+            return peak
+        if config.lr_schedule == "rise":
+            return rise_and_decay(epoch * steps + step, phase.epochs * steps, peak)
+        return cosine(epoch * steps + step, phase.epochs * steps, peak, round(warmup * steps))
+
+    return rate

@@ -305,7 +305,9 @@ def test_unknown_devices_are_refused(images: Path, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_state(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with pytest.raises(TrainingError, match=r"dense fine-tuning, epoch 1.*lower --lr"):
+    with pytest.raises(
+        TrainingError, match=r"dense fine-tuning, epoch 1.*--resume .* --lr 2.5e\+29 --max-grad-norm 1"
+    ):
         compress(tiny_config(images, out, lr=1e30, max_grad_norm=0.0, warmup=0.0))
     assert not (out / "model").exists()
 
@@ -320,6 +322,18 @@ def test_an_occupied_directory_is_refused(finished: Path, images: Path, tmp_path
         compress(tiny_config(images, tmp_path / "file"))
     with pytest.raises(RunError, match="is no folder"):
         compress(tiny_config(images, tmp_path / "file" / "run"))
+
+
+def test_a_directory_whose_run_was_killed_before_it_began_is_used_again(
+    finished: Path, images: Path, tmp_path: Path
+) -> None:
+    """The configuration is what is written last there; without it nothing can be resumed."""
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    for name in ("lock", "environment.json", "config.yaml.tmp"):
+        (out / name).touch()
+    compress(tiny_config(images, out))
+    assert model_bytes(out) == model_bytes(finished)
 
 
 def test_resuming_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from finepruning.config import CompressConfig
+from finepruning.units import parse_bytes
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
@@ -30,6 +31,11 @@ HELP: dict[str, dict[str, str]] = {
     },
     "Pruning": {
         "target_density": "Kept fraction of all prunable weights, in (0, 1].",
+        "target_bytes": "Largest model directory instead, such as 500kB or 2MiB.",
+        "target_latency": "Most milliseconds on the run's device and threads instead.",
+        "latency_batch": "Images that --target-latency is for.",
+        "max_accuracy_drop": "Percentage points of validation accuracy that may be lost (1: 95 % may become "
+        "94 %); finds the smallest network instead.",
         "rounds": "Rounds of search and fine-tuning; the density falls to its target over them.",
         "trials": "Candidates that each search evaluates.",
         "epochs": "Epochs of fine-tuning in each round.",
@@ -72,7 +78,9 @@ HELP: dict[str, dict[str, str]] = {
 }
 """Panel of the help text -> field -> what it says."""
 
+_PARSERS = {"target_bytes": parse_bytes}
 _DEFAULTS_IN_WORDS = {
+    "target_density": "0.1",
     "prune_lr": "as --lr",
     "image_size": "the model's own",
     "device": "cuda where there is one",
@@ -104,6 +112,8 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
             marker = typer.Option(
                 flag,
                 help=help_text,
+                parser=_PARSERS.get(field.name),
+                metavar="SIZE" if field.name in _PARSERS else None,
                 show_default=False,
                 rich_help_panel=panel,
             )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from finepruning.pruning.budget import Keep, kept
 from finepruning.pruning.cut import exact_cut, scaled_magnitudes
 
 DROP_BELOW = 0.9
@@ -59,16 +60,17 @@ class Surgery:
             return magnitudes
         return [size * factor for size, factor in zip(magnitudes, self.sensitivity, strict=True)]
 
-    def cut(self, theta: Sequence[float], keep: int) -> None:
+    def cut(self, theta: Sequence[float], keep: Keep) -> None:
         """Choose the masks anew, without hysteresis, so that exactly ``keep`` weights remain."""
-        self.set_masks(exact_cut(scaled_magnitudes(self.saliency(), theta), keep))
+        scores = scaled_magnitudes(self.saliency(), theta)
+        self.set_masks(exact_cut(scores, kept(keep, scores)))
 
     def set_masks(self, masks: Sequence[Tensor]) -> None:
         """Use these masks and apply them to the network."""
         self.masks = [mask.clone() for mask in masks]
         self._apply()
 
-    def update(self, theta: Sequence[float], keep: int) -> int:
+    def update(self, theta: Sequence[float], keep: Keep) -> int:
         """Update the masks with hysteresis; exactly ``keep`` weights remain.
 
         Returns:
@@ -78,7 +80,7 @@ class Surgery:
         for score, mask in zip(scores, self.masks, strict=True):
             score.mul_(torch.where(mask, 1 / DROP_BELOW, 1 / SPLICE_ABOVE))
         before = self.masks
-        self.set_masks(exact_cut(scores, keep))
+        self.set_masks(exact_cut(scores, kept(keep, scores)))
         return sum(int((new & ~old).sum()) for new, old in zip(self.masks, before, strict=True))
 
     def freeze(self) -> None:

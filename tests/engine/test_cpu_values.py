@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cpu_plans import ISAS, attributes, check, plan_of, pruned, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cpu import ISAS, attributes, check, plan_of, pruned, reference
 from torch import Tensor, nn
 
 from finepruning import SparseModel, _core
