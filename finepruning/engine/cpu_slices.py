@@ -51,10 +51,21 @@ class SlicedExecutor:
         Raises:
             InputError: another shape, dtype or device.
         """
-        CpuExecutor.check(x, self._input)
         result = torch.empty(self._output.shape)
-        pieces = zip(torch.split(x, self._images), torch.split(result, self._images), strict=True)
-        for some, into in pieces:
-            executor = self._slice if some.shape[0] == self._images or self._rest is None else self._rest
+        for executor, some, into in zip(*self._pieces(x), torch.split(result, self._images), strict=True):
             into.copy_(executor(some))
         return result
+
+    def profile(self, x: Tensor) -> list[tuple[str, float]]:
+        """Seconds of every operation in execution order, as (step name, seconds), slice after slice."""
+        return [
+            row for executor, some in zip(*self._pieces(x), strict=True) for row in executor.profile(some)
+        ]
+
+    def _pieces(self, x: Tensor) -> tuple[list[CpuExecutor], list[Tensor]]:
+        CpuExecutor.check(x, self._input)
+        pieces = list(torch.split(x, self._images))
+        executors = [self._slice] * len(pieces)
+        if self._rest is not None:
+            executors[-1] = self._rest
+        return executors, pieces

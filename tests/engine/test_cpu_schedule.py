@@ -120,6 +120,7 @@ def test_a_large_batch_runs_in_slices(
     expected = torch.cat([model(some) for some in x.split(11)])
     assert torch.allclose(executor(x), expected, rtol=1e-4, atol=1e-5)
     assert [row.shape[0] for row in executor.report()] == [batch] * len(executor.report())
+    assert {row.name for row in executor.report() if row.nnz} <= {name for name, _ in executor.profile(x)}
     with pytest.raises(InputError, match=str(batch)):
         executor(x[:-1])
 
