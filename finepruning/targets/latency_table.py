@@ -248,7 +248,7 @@ def _digest(stored: StoredModel) -> str:
 
 
 def _cache(device: torch.device) -> tuple[Path | None, dict[str, str]]:
-    """File and identity of the times of this machine and these versions."""
+    """File (None: not kept) and identity of the times of this machine and these versions."""
     from finepruning import _core
 
     cuda = device.type == "cuda"
