@@ -85,7 +85,7 @@ def every_method(dtype: torch.dtype, batch: int, method: str) -> None:
 
 
 def tf32_layer(method: str) -> None:
-    """A single convolution with TF32 allowed. Over whole networks its rounding adds up; in a layer it is this."""
+    """A single convolution with TF32 allowed: over whole networks its rounding adds up."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(256, 256, 3, padding=1)).eval()
     prune_uniform(network, 0.1, 0.1)
