@@ -272,8 +272,9 @@ class Loop:
                 raise TrainingError(f"the validation loss became {result.loss}")
         except TrainingError as error:
             prefix = "--" if phase.kind == "dense" else "--prune-"
+            peak = config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
             options = f"{prefix}lr {peak / 4:.2g}"
-            if not 0 < self._recipe(phase).max_grad_norm <= 1:
+            if not 0 < recipe(config, phase, self._device).max_grad_norm <= 1:
                 options += f" {prefix}max-grad-norm 1"
             raise TrainingError(
                 f"{phase.title}, epoch {epoch + 1}: {error}. The last good state is kept: continue from it "
