@@ -53,7 +53,9 @@ class RunDirectory:
                 f"{path} is in use by another process; wait until it ends, or give another --out"
             ) from None
         except OSError as error:
-            raise RunError(f"{path} cannot be written: {error.strerror}; choose another --out") from None
+            raise RunError(
+                f"{path} cannot be written: {error.strerror}; make it writable, or choose another --out"
+            ) from None
 
     @classmethod
     def create(cls, config: CompressConfig, environment: Mapping[str, Any]) -> RunDirectory:
