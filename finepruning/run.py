@@ -53,7 +53,9 @@ class RunDirectory:
                 f"{path} is in use by another process; wait until it ends, or give another --out"
             ) from None
         except OSError as error:
-            raise RunError(f"{path} cannot be written: {error.strerror}; choose another --out") from None
+            raise RunError(
+                f"{path} cannot be written: {error.strerror}; make it writable, or choose another --out"
+            ) from None
 
     @classmethod
     def create(cls, config: CompressConfig, environment: Mapping[str, Any]) -> RunDirectory:
@@ -197,20 +199,17 @@ class RunDirectory:
             replace_file(self.path / name, content)
 
     @contextmanager
-    def writing(self, way_out: str = "") -> Iterator[None]:
-        """Turns failures to write into a `RunError` that names the directory and the way out.
-
-        Without a ``way_out`` it is to resume the run.
-        """
+    def writing(self) -> Iterator[None]:
+        """Turns failures to write into a `RunError` that names the directory and the way out."""
         try:
             yield
         except (OSError, ArgumentError) as error:
             if isinstance(error, BrokenPipeError) or not isinstance(error.__cause__ or error, OSError):
                 raise
-            resume = f"continue with --resume {self.path} when it can be written again"
+            again = "try again" if (self.path / REPORT).exists() else f"continue with --resume {self.path}"
             raise RunError(
                 f"{self.path} cannot be written: {_reason(error)}; what was saved before is intact, "
-                f"{way_out or resume}"
+                f"{again} when it can be written"
             ) from error
 
     def _link_latest(self) -> None:
