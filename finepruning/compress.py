@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finepruning import data, mistakes, models
+from finepruning import continuation, data, mistakes, models
 from finepruning.config import CompressConfig
 from finepruning.environment import describe_environment
 from finepruning.errors import DeviceError, FinepruningError, RunError
@@ -22,7 +22,7 @@ from finepruning.loop import Loop
 from finepruning.phases import Phase, budget, phases
 from finepruning.progress import NoProgress, Progress
 from finepruning.pruning import prunable_layers, weights_to_keep
-from finepruning.run import DATA, DENSE, REPORT, RunDirectory, check_new, default_path
+from finepruning.run import DATA, DENSE, REPORT, STATE, RunDirectory, check_new, default_path
 from finepruning.training import evaluate, resolve_precision
 from finepruning.training.evaluate import Evaluation
 
@@ -67,7 +67,7 @@ def compress(
         assert resolved.out is not None
         assert resolved.device is not None
         check_new(Path(resolved.out))
-        splits, network = _prepare(resolved, progress)
+        splits, network = _prepare_new(resolved, progress)
         weights_to_keep(prunable_layers(network.module), resolved.target_density)
         with RunDirectory.create(resolved, describe_environment(resolved.device)) as run:
             run.write_json(DATA, _content(splits))
@@ -78,25 +78,31 @@ def dry_run(config: CompressConfig) -> dict[str, Any]:
     """What `compress` would do, without doing or writing it.
 
     Returns:
-        ``config`` (resolved), ``classes``, ``images`` a split, ``messages``, ``layers`` (name, shape, size),
-        ``rounds`` (round, budget, weights) and ``estimate_seconds`` (from timing two training steps).
+        ``config`` (resolved), ``from_run`` (as in the report), ``classes``, ``images`` a split,
+        ``messages``, ``layers`` (name, shape, size), ``rounds`` (round, budget, weights) and
+        ``estimate_seconds`` (from timing two training steps).
     """
     resolved = resolve(config)
     with torch.random.fork_rng(devices=[]):
-        splits, network = _prepare(resolved, NoProgress())
+        splits, network = _prepare_new(resolved, NoProgress())
         layers = prunable_layers(network.module)
         weights_to_keep(layers, resolved.target_density)
+        begun = None
+        if resolved.from_run is not None:
+            begun = continuation.read(Path(resolved.from_run)).facts.from_run
+        start = 1.0 if begun is None else begun["density"]
         sizes = [{"name": n, "shape": list(w.shape), "size": w.numel()} for n, w in layers.items()]
         rounds = [
             {
                 "round": number,
-                "budget": budget(resolved, number),
-                "weights": weights_to_keep(layers, budget(resolved, number)),
+                "budget": budget(resolved, number, start),
+                "weights": weights_to_keep(layers, budget(resolved, number, start)),
             }
             for number in range(1, resolved.rounds + 1)
         ]
         return {
             "config": dataclasses.asdict(resolved),
+            "from_run": begun,
             "classes": list(splits.classes),
             "images": _sizes(splits),
             "messages": [*splits.messages, *network.messages],
@@ -110,14 +116,17 @@ def resolve(config: CompressConfig) -> CompressConfig:
     """Replace every None and "auto" by what it means here, and paths by absolute ones.
 
     Raises:
-        ArgumentError: unknown model. DeviceError: there is no such device.
+        ArgumentError: unknown model, or options that are not those of ``from_run``.
+        DeviceError: there is no such device. RunError: ``from_run`` is no finished run.
     """
     name = models.resolve(config.model)
     device = _device(config.device)
+    source = None if config.from_run is None else str(Path(config.from_run).expanduser().resolve())
     folder = config.data is not None and not config.data.lower().startswith("torchvision:")
     in_file = config.weights not in ("default", "none")
-    return dataclasses.replace(
+    resolved = dataclasses.replace(
         config,
+        from_run=source,  # not a link such as runs/latest, which will point elsewhere soon
         data=str(Path(config.data).expanduser().absolute()) if folder and config.data else config.data,
         model=name,
         weights=str(Path(config.weights).expanduser().absolute()) if in_file else config.weights,
@@ -130,6 +139,9 @@ def resolve(config: CompressConfig) -> CompressConfig:
         device=str(device),
         out=str((Path(config.out) if config.out else default_path(name)).expanduser().absolute()),
     )
+    if source is not None:
+        continuation.check(resolved)
+    return resolved
 
 
 def _resume(path: Path, progress: Progress) -> dict[str, Any]:
@@ -146,7 +158,12 @@ def _resume(path: Path, progress: Progress) -> dict[str, Any]:
                 f"this run began with {threads} threads and goes on with {torch.get_num_threads()}: "
                 "the result can differ in rounding"
             )
-        splits, network = _prepare(config, progress)
+        own = run.path / DENSE
+        copied = config.from_run is not None and config.weights != "none" and own.exists()
+        # The run that this one started from may be gone by now.
+        splits, network = _prepare(
+            dataclasses.replace(config, weights=str(own)) if copied else config, progress
+        )
         _check_unchanged(run, splits)
         return _run(config, splits, network, run, progress)
 
@@ -171,6 +188,13 @@ def _check_unchanged(run: RunDirectory, splits: data.Splits) -> None:
     raise RunError(
         f"{splits.name} has changed since the run {run.path} began ({change}); restore it, or start a new run"
     )
+
+
+def _prepare_new(config: CompressConfig, progress: Progress) -> tuple[data.Splits, models.Network]:
+    splits, network = _prepare(config, progress)
+    if config.from_run is not None:
+        _check_unchanged(RunDirectory.peek(Path(config.from_run)), splits)
+    return splits, network
 
 
 def _prepare(config: CompressConfig, progress: Progress) -> tuple[data.Splits, models.Network]:
@@ -202,6 +226,8 @@ def _run(
     progress: Progress,
 ) -> dict[str, Any]:
     try:
+        if config.from_run is not None and run.read_tensors(STATE) is None:
+            continuation.begin(config, run)
         loop = Loop(config, network.module, splits, run, progress)
         progress.plan([*loop.plan(), (EXPORT, 3)])
         loop.run()
@@ -272,6 +298,7 @@ def _finish(
         "layers": layers,
         "seconds": seconds,
         "rounds": loop.facts.rounds,
+        "from_run": loop.facts.from_run,
         "pareto": _pareto(run, loop, last),
         "history": loop.facts.history,
         "confusion": mistakes.describe(answers, splits.test, run.path),
@@ -326,6 +353,7 @@ def _provenance(config: CompressConfig, splits: data.Splits) -> dict[str, Any]:
         "seed": config.seed,
         "search": config.search,
         "target_density": config.target_density,
+        **({} if config.from_run is None else {"from_run": Path(config.from_run).name}),
     }
 
 

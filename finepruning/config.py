@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from finepruning.errors import ArgumentError
 
 SEARCHES = ("budget", "paper", "random", "none")
-ALLOCATIONS = ("global", "uniform", "erk", "lamp")
+ALLOCATIONS = ("global", "uniform", "erk", "lamp", "kept")
 AUGMENTATIONS = ("none", "flip", "dihedral", "crop")
 DENSITY_SCHEDULES = ("geometric", "cubic")
 LR_SCHEDULES = ("cosine", "hold", "rise")
@@ -25,6 +25,7 @@ class CompressConfig:
         data: a folder of images, ``torchvision:NAME``, or None for the built-in textures.
         model: a torchvision classifier by name, ``timm:NAME``, or None for the built-in network.
         weights: "default" (the model's published weights), "none", or a path to a safetensors or torch file.
+        from_run: a finished run to start from, or None; `finepruning.from_run` makes the options for it.
         target_density: kept fraction of all prunable weights, in (0, 1].
         rounds: rounds of (search, fine-tuning). trials: evaluations per search. epochs: epochs per round.
         dense_epochs: epochs of dense fine-tuning before the first round.
@@ -33,7 +34,8 @@ class CompressConfig:
         final_epochs: epochs after the last round with frozen masks.
         search: "budget" (scale every layer's saliency under one exact global cut), "paper" (a threshold per
             layer, error minus lambda times sparsity), "random" (control of "budget") or "none".
-        allocation: how search "none" spreads a budget over layers: "global", "uniform", "erk", "lamp".
+        allocation: how search "none" spreads a budget over layers: "global", "uniform", "erk", "lamp", or
+            "kept" (the per-layer scales that ``from_run`` ended with).
         saliency: what a weight is worth: "magnitude", or "fisher" (times the root of its Fisher information,
             estimated at the start of each round).
         search_images: validation images per trial; all are used when there are fewer.
@@ -73,6 +75,7 @@ class CompressConfig:
     data: str | None = None
     model: str | None = None
     weights: str = "default"
+    from_run: str | None = None
     target_density: float = 0.1
     rounds: int = 12
     trials: int = 8
@@ -129,6 +132,8 @@ class CompressConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ArgumentError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        if self.from_run is None and self.allocation == "kept":
+            raise ArgumentError("allocation is 'kept', which needs a run to start from; give from_run")
         for name in ("rounds", "trials", "epochs", "batch_size", "search_images"):
             self._at_least(name, 1)
         for name in ("dense_epochs", "final_epochs", "look_ahead", "seed", "workers"):

@@ -94,7 +94,11 @@ class Loop:
 
     def keep(self, number: int) -> int:
         """Weights that round ``number`` keeps."""
-        return weights_to_keep(self.layers, max(budget(self.config, number), self.config.target_density))
+        return weights_to_keep(self.layers, max(self._budget(number), self.config.target_density))
+
+    def _budget(self, number: int) -> float:
+        start = self.facts.from_run["density"] if self.facts.from_run is not None else 1.0
+        return budget(self.config, number, start)
 
     def plan(self) -> list[tuple[str, int]]:
         """Phases and their number of units, for `Progress.plan`."""
@@ -129,13 +133,17 @@ class Loop:
             surgery.sensitivity = sensitivities(self.module, self.layers, images, self._recipe(phase))
         entry: dict[str, Any] = {
             "round": phase.round,
-            "budget": budget(self.config, phase.round),
+            "budget": self._budget(phase.round),
             "search": self.config.search,
             "trials": 0,
             "best_loss": None,
             "baseline_loss": None,
         }
-        if self.config.search == "none":
+        if self.config.search == "none" and self.config.allocation == "kept":
+            assert facts.previous is not None
+            facts.theta = facts.previous
+            self._progress.advance()
+        elif self.config.search == "none":
             saliency = surgery.saliency()
             counts = ALLOCATION_RULES[self.config.allocation](saliency, keep)
             facts.theta = theta_for(saliency, counts)
@@ -153,7 +161,10 @@ class Loop:
                 f"{phase.title}: {len(trials)} trials, validation loss {trials[0].loss:.3f} (global) -> "
                 f"{chosen.loss:.3f} ({chosen.kind})"
             )
-        surgery.cut(facts.theta, keep)
+        if keep > surgery.kept:  # only after a start from a sparser run
+            surgery.grow(facts.theta, keep)
+        else:
+            surgery.cut(facts.theta, keep)
         facts.rounds.append(entry)
         facts.spliced = 0
         facts.seconds["search"] += time.perf_counter() - started

@@ -80,11 +80,20 @@ class RunDirectory:
         Raises:
             RunError: there is no run in this directory, or another process holds it.
         """
-        if not path.is_dir():
-            raise RunError(f"{path} is not a run directory: there is no such folder")
-        if not (path / CONFIG).is_file():
-            raise RunError(f"{path} is not a run directory: it has no {CONFIG}")
+        _check_run(path)
         return cls(path.resolve())
+
+    @classmethod
+    def peek(cls, path: Path) -> RunDirectory:
+        """Only read a run, which nobody needs to hold for that once it has finished.
+
+        Raises:
+            RunError: there is no run in this directory.
+        """
+        _check_run(path)
+        run = cls.__new__(cls)
+        run.path, run._lock = path, None
+        return run
 
     def close(self) -> None:
         if self._lock is not None:
@@ -219,6 +228,13 @@ class _WriteErrors:
                 f"{self._path} cannot be written: {error.strerror}; what was saved before is intact, "
                 f"continue with --resume {self._path} when there is room"
             ) from error
+
+
+def _check_run(path: Path) -> None:
+    if not path.is_dir():
+        raise RunError(f"{path} is not a run directory: there is no such folder")
+    if not (path / CONFIG).is_file():
+        raise RunError(f"{path} is not a run directory: it has no {CONFIG}")
 
 
 def check_new(path: Path) -> None:

@@ -38,6 +38,7 @@ def command(
 
     [dim]finepruning compress[/dim]  a demonstration on built-in data, in minutes
     [dim]finepruning compress photos/ --model resnet50 --target-density 0.05[/dim]
+    [dim]finepruning compress --from runs/latest --target-density 0.02[/dim]
     [dim]finepruning compress --resume runs/latest[/dim]
     """
     asked = {name: value for name, value in given.items() if value is not None}
@@ -45,7 +46,7 @@ def command(
         named = ", ".join(["--config"] * (config is not None) + ["--" + n.replace("_", "-") for n in asked])
         raise ArgumentError(f"--resume continues a run with its own options; leave out {named}")
     values = {**(read_config(config) if config is not None else {}), **asked}
-    settings = CompressConfig(**values)
+    settings = _settings(values)
     if dry_run:
         from finepruning.compress import dry_run as describe
 
@@ -60,6 +61,16 @@ def command(
 
     show = show_dry_run if dry_run else show_summary
     show(content, make_console())
+
+
+def _settings(values: dict[str, Any]) -> CompressConfig:
+    """The options; those that were not given are the defaults, or the ones of the run to start from."""
+    run = values.pop("from_run", None)
+    if run is None:
+        return CompressConfig(**values)
+    from finepruning.continuation import from_run
+
+    return from_run(run, **values)
 
 
 def _compress(settings: CompressConfig, resume: Path | None) -> dict[str, Any]:

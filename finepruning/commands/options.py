@@ -22,6 +22,8 @@ HELP: dict[str, dict[str, str]] = {
         "respected), torchvision:NAME, or nothing for the built-in textures.",
         "model": "A torchvision classifier such as alexnet or resnet50, timm:NAME, or nothing for "
         "the small built-in network.",
+        "from_run": "Start from a finished run and take it to another --target-density: with its network, "
+        "data and per-layer scales, without a dense phase, in fewer epochs.",
         "weights": "default (the model's published weights), none, or a safetensors or torch file.",
         "device": "cpu, cuda or cuda:N.",
         "seed": "Seeds the splits, the augmentation, the search and the weights.",
@@ -37,7 +39,8 @@ HELP: dict[str, dict[str, str]] = {
         "final_epochs": "Epochs after the last round, with frozen masks.",
         "density_schedule": "How the density falls over the rounds: geometric or cubic.",
         "search": "budget (per-layer saliency scales), paper (per-layer thresholds), random, or none.",
-        "allocation": "How --search none spreads the weights over layers: global, uniform, erk or lamp.",
+        "allocation": "How --search none spreads the weights over layers: global, uniform, erk, lamp, or "
+        "kept (as in the run of --from-run).",
         "saliency": "What a weight is worth: magnitude, or fisher (by the loss's gradients too).",
         "search_images": "Validation images a trial is judged by.",
         "look_ahead": "Training steps that a candidate gets before it is judged.",
@@ -72,6 +75,9 @@ HELP: dict[str, dict[str, str]] = {
 }
 """Panel of the help text -> field -> what it says."""
 
+_SHORT = {"from_run": ("--from",)}
+"""Other spellings of an option."""
+
 _DEFAULTS_IN_WORDS = {
     "prune_lr": "as --lr",
     "image_size": "the model's own",
@@ -103,6 +109,7 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
         else:
             marker = typer.Option(
                 flag,
+                *_SHORT.get(field.name, ()),
                 help=help_text,
                 show_default=False,
                 rich_help_panel=panel,

@@ -63,6 +63,13 @@ class Surgery:
         """Choose the masks anew, without hysteresis, so that exactly ``keep`` weights remain."""
         self.set_masks(exact_cut(scaled_magnitudes(self.saliency(), theta), keep))
 
+    def grow(self, theta: Sequence[float], keep: int) -> None:
+        """Re-admit the dropped weights with the highest scores, until ``keep`` remain; none is dropped."""
+        scores = scaled_magnitudes(self.saliency(), theta)
+        for score, mask in zip(scores, self.masks, strict=True):
+            score.masked_fill_(mask, torch.inf)
+        self.set_masks(exact_cut(scores, keep))
+
     def set_masks(self, masks: Sequence[Tensor]) -> None:
         """Use these masks and apply them to the network."""
         self.masks = [mask.clone() for mask in masks]
