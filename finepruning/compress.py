@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finepruning import continuation, data, mistakes, models
+from finepruning import continuation, data, mistakes, models, tensorboard_log
 from finepruning.config import CompressConfig
 from finepruning.environment import describe_environment
 from finepruning.errors import DeviceError, FinepruningError, RunError
@@ -116,7 +116,7 @@ def resolve(config: CompressConfig) -> CompressConfig:
     """Replace every None and "auto" by what it means here, and paths by absolute ones.
 
     Raises:
-        ArgumentError: unknown model, or options that are not those of ``from_run``.
+        ArgumentError: unknown model, options that are not those of ``from_run``, no TensorBoard.
         DeviceError: there is no such device. RunError: ``from_run`` is no finished run.
     """
     name = models.resolve(config.model)
@@ -141,6 +141,8 @@ def resolve(config: CompressConfig) -> CompressConfig:
     )
     if source is not None:
         continuation.check(resolved)
+    if config.tensorboard:
+        tensorboard_log.check_installed()
     return resolved
 
 

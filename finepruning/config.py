@@ -66,6 +66,7 @@ class CompressConfig:
             quarter turns, for images without an up); "crop" (random resized crops, and flips).
         device: "cpu", "cuda" or "cuda:N"; None picks cuda where there is one.
         seed: seeds the splits, the augmentation, the search and the weights.
+        tensorboard: also write the figures of the run for TensorBoard, into ``tensorboard`` in the run.
         workers: processes that load images. out: run directory; None for ``runs/<model>-<time>``.
 
     Raises:
@@ -115,6 +116,7 @@ class CompressConfig:
     device: str | None = None
     seed: int = 0
     workers: int = 0
+    tensorboard: bool = False
     out: str | None = None
 
     def __post_init__(self) -> None:

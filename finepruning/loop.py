@@ -44,6 +44,7 @@ from finepruning.search import (
     best,
 )
 from finepruning.seeding import derive_seed
+from finepruning.tensorboard_log import TensorBoardLog
 from finepruning.training import (
     Evaluation,
     Recipe,
@@ -86,6 +87,7 @@ class Loop:
         self._start = StartingPoint(module, config.l2_sp) if config.l2_sp > 0 else None
         self.facts = Facts()
         self._restore()
+        self._board = TensorBoardLog(run.path) if config.tensorboard else None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -120,6 +122,8 @@ class Loop:
             self.facts.phase, self.facts.step = self.facts.phase + 1, 0
             self._state.optimizer = {}
             self._save()
+        if self._board is not None:
+            self._board.close()
 
     # --- choosing where to prune ---------------------------------------------------------------
 
@@ -165,6 +169,9 @@ class Loop:
             surgery.grow(facts.theta, keep)
         else:
             surgery.cut(facts.theta, keep)
+        if self._board is not None:
+            masks = zip(self.layers, surgery.masks, strict=True)
+            self._board.round(phase.round, {name: float(mask.float().mean()) for name, mask in masks})
         facts.rounds.append(entry)
         facts.spliced = 0
         facts.seconds["search"] += time.perf_counter() - started
@@ -194,6 +201,8 @@ class Loop:
         for index in range(len(trials), config.trials):
             trial = objective(search.propose(trials), phase.round, index)
             self._run.append_trial(trial)
+            if self._board is not None:
+                self._board.trial((phase.round - 1) * config.trials + index + 1, trial)
             trials.append(trial)
             self._progress.advance(loss=trial.loss, best=best(trials).loss)
         return trials
@@ -311,6 +320,8 @@ class Loop:
                 "seconds": seconds,
             }
         )
+        if self._board is not None:
+            self._board.epoch(len(self.facts.history), self.facts.history[-1])
         self._progress.message(
             f"{phase.title}, epoch {epoch + 1}/{phase.epochs}: train loss {loss:.3f}, validation loss "
             f"{result.loss:.3f}, accuracy {result.accuracy:.3f}"

@@ -28,6 +28,7 @@ HELP: dict[str, dict[str, str]] = {
         "device": "cpu, cuda or cuda:N.",
         "seed": "Seeds the splits, the augmentation, the search and the weights.",
         "workers": "Processes that load images.",
+        "tensorboard": "Also write the run's figures for TensorBoard, into RUN/tensorboard.",
         "out": "Run directory.",
     },
     "Pruning": {
