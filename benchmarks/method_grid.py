@@ -29,6 +29,7 @@ from finepruning.environment import describe_environment
 RESULTS = Path(__file__).parent / "results" / "method_ucmerced.json"
 DENSITIES = (0.10, 0.05, 0.02)
 SEEDS = (0, 1, 2)
+ABLATION_DENSITY = 0.05  # at the highest density of the grid the methods differ by less than a seed does
 DENSE_EPOCHS, PRUNE_EPOCHS = 12, 24
 ALLOCATIONS = ("global", "lamp", "erk", "uniform")
 
@@ -71,10 +72,13 @@ ONE_SHOT: dict[str, Any] = {
 
 def methods() -> dict[str, dict[str, Any]]:
     """What each method adds to `COMMON`; those with the most to tell come first."""
-    table: dict[str, dict[str, Any]] = {"joint": {**GRADUAL, "search": "budget", "trials": 8}}
+    table: dict[str, dict[str, Any]] = {
+        "joint": {**GRADUAL, "search": "budget", "trials": 8, "saliency": "fisher"}
+    }
     for allocation in ALLOCATIONS:
         for name, schedule in (("gradual", GRADUAL), ("iterative", ITERATIVE), ("one-shot", ONE_SHOT)):
             table[f"{name}-{allocation}"] = {**schedule, "search": "none", "allocation": allocation}
+    table["gradual-fisher"] = {**GRADUAL, "search": "none", "allocation": "global", "saliency": "fisher"}
     table["joint-look-ahead"] = {**table["joint"], "look_ahead": 10}
     table["random"] = {**table["joint"], "search": "random"}
     table["paper"] = {**table["joint"], "search": "paper"}
@@ -84,11 +88,10 @@ def methods() -> dict[str, dict[str, Any]]:
 
 
 def ablations() -> dict[str, dict[str, Any]]:
-    """The joint method with one option changed; measured with the first seed at the highest density."""
+    """The joint method with one option changed; measured with the first seed at `ABLATION_DENSITY`."""
     changes: dict[str, dict[str, Any]] = {
+        "magnitude": {"saliency": "magnitude"},
         "splicing": {"splicing": True},
-        "fisher": {"saliency": "fisher"},
-        "fisher-gradual": {"saliency": "fisher", "search": "none"},
         "ema": {"ema": 0.99},
         "distillation": {"distillation": 0.5, "temperature": 2.0},
         "label-smoothing": {"label_smoothing": 0.1},
@@ -127,7 +130,11 @@ def planned(
             if (name not in names) if names else (name not in REPEATED and seed != seeds[0]):
                 continue
             rows += [(name, density, seed) for density in ([1.0] if name == "dense" else densities)]
-    rows += [(name, densities[0], seeds[0]) for name in ablations() if (name in names if names else True)]
+    for name in ablations():
+        if names is None:
+            rows.append((name, ABLATION_DENSITY, seeds[0]))
+        elif name in names:
+            rows += [(name, density, seed) for seed in seeds for density in densities]
     if names is None:  # the repeated methods of every seed come before the single rows of the first
         rows.sort(key=lambda row: (row[0] not in REPEATED, row[0] in ablations(), row[2]))
     return rows

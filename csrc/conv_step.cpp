@@ -9,6 +9,8 @@
 namespace finepruning {
 namespace {
 
+constexpr int64_t kExpandedFloats = 1024;
+
 class ConvStep final : public NativeStep {
  public:
   ConvStep(Buffer source, Buffer target, Buffer residual, std::shared_ptr<const PackedConv> packed,
@@ -28,7 +30,7 @@ class ConvStep final : public NativeStep {
   int64_t scratch_floats() const override {
     const int64_t sums =
         packed_->block_count() > 1 ? packed_->group_outputs * packed_->tile_vectors() * int64_t{kLanes} : 0;
-    return packed_->block_bytes() / 4 + sums;
+    return packed_->block_bytes() / 4 + expanded_floats() + sums;
   }
 
   void run(int64_t item, int threads, const Frame& frame, float* scratch) const override {
@@ -44,11 +46,13 @@ class ConvStep final : public NativeStep {
     p.part_segments(part, parts, &first_segment, &last_segment);
 
     TileArgs args{};
-    args.partial = scratch + p.block_bytes() / 4;
+    float* const values = scratch + p.block_bytes() / 4;
+    args.partial = values + expanded_floats();
     args.input_row = p.unit_columns * kVectorBytes;
     args.columns = p.tile_columns;
     args.low = finish_.low;
     args.high = finish_.high;
+    args.pooled = p.pooled;
     const int64_t k = group * p.group_outputs;
     args.bias = finish_.bias.empty() ? nullptr : finish_.bias.data() + k;
     const float* source = resolve(source_, frame);
@@ -66,11 +70,42 @@ class ConvStep final : public NativeStep {
       args.rows = rows.rows;
       args.first = b == 0;
       args.last = b + 1 == p.block_count();
-      p.kernel(args);
+      if (p.value_type == ValueType::kFloat32)
+        p.kernel(args);
+      else
+        run_halves(rows, values, args);
     }
   }
 
  private:
+  // Scratch for values that are stored in 16 bits: few enough to stay beside the packed input in the
+  // first-level cache, and at least the longest row.
+  int64_t expanded_floats() const {
+    if (packed_->value_type == ValueType::kFloat32) return 0;
+    return (std::max<int64_t>(packed_->longest, kExpandedFloats) + kLanes - 1) / kLanes * kLanes;
+  }
+
+  // The tile kernel over some rows at a time, whose values are expanded to float32 just before.
+  void run_halves(const PackedConv::Rows& rows, float* values, TileArgs args) const {
+    const PackedConv& p = *packed_;
+    const Expand expand = p.isa->expand[static_cast<int>(p.value_type)];
+    const int64_t room = expanded_floats();
+    const uint16_t* half = rows.half;
+    args.value = values;
+    for (int row = 0; row < rows.rows; row += args.rows) {
+      int64_t nonzeros = rows.count[row];
+      args.rows = 1;
+      while (row + args.rows < rows.rows && nonzeros + rows.count[row + args.rows] <= room)
+        nonzeros += rows.count[row + args.rows++];
+      expand(half, values, nonzeros);
+      p.kernel(args);
+      half += nonzeros;
+      args.offset += nonzeros;
+      args.order += args.rows;
+      args.count += args.rows;
+    }
+  }
+
   int64_t base_items() const { return image_tiles_ * packed_->shape.groups * packed_->tiles(); }
 
   // Output channels are split between threads when there are too few tiles; every part packs its input anew.
@@ -94,7 +129,7 @@ class ConvStep final : public NativeStep {
   // Fills in where the tile's result goes; returns its offset in the output.
   int64_t place(int64_t image, int64_t tile, int64_t k, TileArgs* args) const {
     const PackedConv& p = *packed_;
-    const int64_t oh = p.shape.out_height(), ow = p.shape.out_width(), outputs = p.shape.out_channels;
+    const int64_t oh = p.out_height(), ow = p.out_width(), outputs = p.shape.out_channels;
     const int64_t y = tile / p.tiles_x * p.tile_rows, x = tile % p.tiles_x * p.tile_columns;
     args->rows_used = static_cast<int>(std::min<int64_t>(p.tile_rows, oh - y));
     args->columns_used = p.tile_columns;
@@ -102,9 +137,14 @@ class ConvStep final : public NativeStep {
     int64_t lanes = 0;
     switch (p.mapping) {
       case Mapping::kLanes:
+        args->columns_used = static_cast<int>(std::min<int64_t>(p.tile_columns, ow - x));
+        if (p.pooled) {
+          args->output_channel = oh / 2 * (ow / 2) * kLanes;
+          args->output_row = ow / 2 * kLanes;
+          return (image * outputs + k) * args->output_channel + (y / 2 * (ow / 2) + x / 2) * kLanes;
+        }
         args->output_channel = oh * ow * kLanes;
         args->output_row = ow * kLanes;
-        args->columns_used = static_cast<int>(std::min<int64_t>(p.tile_columns, ow - x));
         return ((image * outputs + k) * oh * ow + y * ow + x) * kLanes;
       case Mapping::kRows:
         args->output_channel = oh * ow;
@@ -188,7 +228,10 @@ void add_conv(Program& program, int source, int target, std::shared_ptr<const Pa
   if (images < 1 || images > (1 << 28)) throw std::invalid_argument("images must lie in [1, 2^28]");
   if (!finish.bias.empty() && static_cast<int64_t>(finish.bias.size()) != s.out_channels)
     throw std::invalid_argument("bias must have one value per output channel");
-  const int64_t out = images * s.out_channels * s.out_height() * s.out_width() * width;
+  const int64_t out =
+      images * s.out_channels * packed->out_height() * packed->out_width() / (packed->pooled ? 4 : 1) * width;
+  if (packed->pooled && finish.residual >= 0)
+    throw std::invalid_argument("a pooled convolution takes no residual");
   const Buffer& from = program.buffer(source, images * s.channels * s.height * s.width * width);
   const Buffer& to = program.buffer(target, out);
   const Buffer residual = finish.residual >= 0 ? program.buffer(finish.residual, out) : to;

@@ -21,7 +21,9 @@ const Isa* find_isa(const char* name) {
                ? &kIsaAvx512
                : nullptr;
   if (std::strcmp(name, "avx2") == 0)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &kIsaAvx2 : nullptr;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")
+               ? &kIsaAvx2
+               : nullptr;
 #endif
   return std::strcmp(name, "portable") == 0 ? &kIsaPortable : nullptr;
 }

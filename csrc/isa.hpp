@@ -13,6 +13,11 @@ inline constexpr int kVectorBytes = kLanes * 4;
 inline constexpr int kOffsetUnit = 8;
 inline constexpr int kMaxTile = 28;
 
+// How weights are stored; all arithmetic is in float32.
+enum class ValueType : int { kFloat32, kBfloat16, kFloat16 };
+inline constexpr int kValueTypes = 3;
+inline int value_bytes(ValueType type) { return type == ValueType::kFloat32 ? 4 : 2; }
+
 // One block of input channels times a range of output channels, for one tile of output positions.
 struct TileArgs {
   const char* input;         // packed block, 64-byte aligned
@@ -32,6 +37,7 @@ struct TileArgs {
   int rows_used, columns_used, tail;  // what lies inside the map; lanes used of the last column
   float low, high;                    // the result is clamped to [low, high]
   bool first, last;
+  bool pooled;  // the last block writes the maxima of 2x2 vectors; `output` and its strides count those
 };
 using TileKernel = void (*)(const TileArgs&);
 
@@ -78,16 +84,21 @@ inline int64_t pool_row_floats(const PoolArgs& p) {
 enum class Activation : int { kNone, kRelu, kRelu6, kHardswish, kHardsigmoid, kSilu, kSigmoid, kGelu };
 enum class Binary : int { kAdd, kMul };
 
+// y[r] = clamp(bias[r] + sum value * x[column] + residual[r]) for rows [0, rows)
+using GatherRows = void (*)(const float* x, const uint16_t* column, const void* value, const uint32_t* rowptr,
+                            const float* bias, const float* residual, float* y, int64_t rows, float low,
+                            float high);
+// n values of 16 bits as float32
+using Expand = void (*)(const uint16_t* value, float* out, int64_t n);
+
 struct Isa {
   const char* name;
   int vector_floats;
   const TileEntry* tiles;
   int tile_count;
   GatherKernel gather_rows_block, gather_flat_block, gather_lanes_block;
-  // y[r] = clamp(bias[r] + sum value * x[column] + residual[r]) for rows [0, rows)
-  void (*gather_rows)(const float* x, const uint16_t* column, const float* value, const uint32_t* rowptr,
-                      const float* bias, const float* residual, float* y, int64_t rows, float low,
-                      float high);
+  GatherRows gather_rows[kValueTypes];  // by ValueType
+  Expand expand[kValueTypes];           // none for float32
   // One plane of a map; `scratch` holds kPoolRows * pool_row_floats(args).
   void (*pool)(const float* x, float* y, const PoolArgs& args, float* scratch);
   void (*pool_lanes)(const float* x, float* y, const PoolArgs& args);

@@ -57,6 +57,7 @@ inline V load_lanes(const float* p, int n) { return n == VL ? loadu(p) : load_pa
 #include "kernels_maps.inl"
 #include "kernels_probe.inl"
 #include "kernels_tile.inl"
+#include "kernels_values.inl"
 
 }  // namespace
 
@@ -69,7 +70,8 @@ const Isa FINEPRUNING_ISA_TABLE = {
     gather_rows_block,
     gather_flat_block,
     gather_lanes_block,
-    gather_rows,
+    {gather_rows<Float32>, gather_rows<Bfloat16>, gather_rows<Float16>},
+    {nullptr, expand<Bfloat16>, expand<Float16>},
     pool,
     pool_lanes,
     elementwise,

@@ -45,6 +45,20 @@ inline void finish_tile(const TileArgs& t, const float* tile, ptrdiff_t channel)
 }
 #endif
 
+// Clamps and stores the maxima of 2x2 vectors of one finished tile. What lies inside the map comes in pairs.
+template <int ROWS, int COLUMNS>
+inline __attribute__((always_inline)) void finish_pooled(const TileArgs& t, const V* sum, float* out) {
+#pragma GCC unroll 8
+  for (int r = 0; r + 1 < ROWS; r += 2)
+#pragma GCC unroll 16
+    for (int c = 0; c + 1 < COLUMNS; c += 2) {
+      if (r >= t.rows_used || c >= t.columns_used) continue;
+      const V* at = sum + r * COLUMNS + c;
+      const V result = larger(larger(at[0], at[1]), larger(at[COLUMNS], at[COLUMNS + 1]));
+      store(out + r / 2 * t.output_row + c / 2 * kLanes, clamp(result, t.low, t.high));
+    }
+}
+
 // One nonzero times its tile of inputs.
 template <int ROWS, int COLUMNS>
 inline __attribute__((always_inline)) void add_nonzero(V* sum, const char* p, ptrdiff_t row, float value) {
@@ -104,7 +118,9 @@ void run_tile(const TileArgs& t) {
 #pragma GCC unroll 32
           for (int v = 0; v < P; ++v) sum[0][v] += sum[u][v];
       }
-      if (whole) {
+      if (ROWS % 2 == 0 && COLUMNS % 2 == 0 && t.last && t.pooled) {
+        finish_pooled<ROWS, COLUMNS>(t, sum[0], out + h * VL);
+      } else if (whole) {
 #pragma GCC unroll 32
         for (int v = 0; v < P; ++v) {
           ptrdiff_t at = (v / COLUMNS) * t.output_row + (v % COLUMNS) * kLanes + h * VL;
@@ -133,7 +149,7 @@ void run_tile(const TileArgs& t) {
       }
     }
 #if !defined(__AVX512F__)
-    if (t.last && !whole) finish_tile(t, tile, k);
+    if (t.last && !whole && !t.pooled) finish_tile(t, tile, k);
 #endif
     offset += count;
     value += count;

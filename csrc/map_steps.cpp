@@ -23,14 +23,16 @@ class GatherStep final : public NativeStep {
         columns_(columns),
         images_(images),
         finish_(std::move(finish)),
-        value_(csr.value, csr.value + csr.nonzeros),
+        type_(csr.type),
+        value_(static_cast<const char*>(csr.value),
+               static_cast<const char*>(csr.value) + csr.nonzeros * value_bytes(csr.type)),
         rowptr_(csr.rowptr, csr.rowptr + csr.rows + 1) {
-    column_.reserve(value_.size());
+    column_.reserve(static_cast<size_t>(csr.nonzeros));
     for (int64_t e = 0; e < csr.nonzeros; ++e) column_.push_back(static_cast<uint16_t>(csr.column[e]));
   }
 
   int64_t items(int threads) const override {
-    const int64_t work = static_cast<int64_t>(value_.size()) / kGrain + 1;
+    const int64_t work = static_cast<int64_t>(column_.size()) / kGrain + 1;
     return images_ * std::min({work, rows(), int64_t{8} * threads});
   }
 
@@ -40,9 +42,10 @@ class GatherStep final : public NativeStep {
     const int64_t r0 = cut(part, parts), r1 = cut(part + 1, parts);
     float* y = resolve(target_, frame) + image * rows() + r0;
     const float* residual = finish_.residual >= 0 ? resolve(residual_, frame) + image * rows() + r0 : nullptr;
-    isa_->gather_rows(resolve(source_, frame) + image * columns_, column_.data(), value_.data(),
-                      rowptr_.data() + r0, finish_.bias.empty() ? nullptr : finish_.bias.data() + r0,
-                      residual, y, r1 - r0, finish_.low, finish_.high);
+    isa_->gather_rows[static_cast<int>(type_)](resolve(source_, frame) + image * columns_, column_.data(),
+                                               value_.data(), rowptr_.data() + r0,
+                                               finish_.bias.empty() ? nullptr : finish_.bias.data() + r0,
+                                               residual, y, r1 - r0, finish_.low, finish_.high);
   }
 
  private:
@@ -58,7 +61,8 @@ class GatherStep final : public NativeStep {
   const Isa* isa_;
   int64_t columns_, images_;
   Finish finish_;
-  std::vector<float> value_;
+  ValueType type_;
+  std::vector<char> value_;
   std::vector<uint16_t> column_;
   std::vector<uint32_t> rowptr_;
 };

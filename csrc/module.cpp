@@ -16,11 +16,25 @@ namespace {
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
-CsrView view(const Array<float>& value, const Array<int32_t>& column, const Array<int32_t>& rowptr) {
+ValueType value_type_of(const std::string& name) {
+  const char* names[] = {"float32", "bfloat16", "float16"};
+  for (int i = 0; i < kValueTypes; ++i)
+    if (name == names[i]) return static_cast<ValueType>(i);
+  throw std::invalid_argument("values must be float32, bfloat16 or float16, not " + name);
+}
+
+// Values of 16 bits come as their bits, in an array of uint16.
+CsrView view(const py::array& value, const Array<int32_t>& column, const Array<int32_t>& rowptr,
+             const std::string& values) {
+  const ValueType type = value_type_of(values);
+  if (!(type == ValueType::kFloat32 ? py::isinstance<Array<float>>(value)
+                                    : py::isinstance<Array<uint16_t>>(value)))
+    throw std::invalid_argument(values + " values must be a contiguous array of " +
+                                (type == ValueType::kFloat32 ? "float32" : "uint16"));
   if (value.ndim() != 1 || column.ndim() != 1 || rowptr.ndim() != 1 || value.size() != column.size() ||
       rowptr.size() < 2)
     throw std::invalid_argument("CSR needs one value and one column per nonzero, and rows + 1 row pointers");
-  return {value.data(), column.data(), rowptr.data(), rowptr.size() - 1, value.size()};
+  return {value.data(), type, column.data(), rowptr.data(), rowptr.size() - 1, value.size()};
 }
 
 Finish finish(const py::object& bias, int residual, const std::string& activation) {
@@ -69,25 +83,25 @@ ConvShape shape_of(int64_t channels, Pair size, int64_t outputs, Pair kernel, Pa
           dilation.first, dilation.second, groups};
 }
 
-std::shared_ptr<PackedConv> make_packed(const Array<float>& value, const Array<int32_t>& column,
+std::shared_ptr<PackedConv> make_packed(const py::array& value, const Array<int32_t>& column,
                                         const Array<int32_t>& rowptr, int64_t channels, Pair size,
                                         int64_t outputs, Pair kernel, Pair stride, Pair padding,
                                         Pair dilation, int64_t groups, const std::string& mapping,
-                                        int64_t matrix_blocks, const std::pair<int, int>& tile,
-                                        int64_t block_units) {
+                                        int64_t matrix_blocks, bool pooled, const std::pair<int, int>& tile,
+                                        int64_t block_units, const std::string& values) {
   const ConvShape shape = shape_of(channels, size, outputs, kernel, stride, padding, dilation, groups);
-  const CsrView csr = view(value, column, rowptr);
+  const CsrView csr = view(value, column, rowptr, values);
   py::gil_scoped_release release;
-  if (mapping == "planar") return PackedConv::planar(shape, csr, select_isa());
-  return std::make_shared<PackedConv>(shape, csr, mapping_of(mapping), select_isa(), matrix_blocks,
+  if (mapping == "planar" && !pooled) return PackedConv::planar(shape, csr, select_isa());
+  return std::make_shared<PackedConv>(shape, csr, mapping_of(mapping), select_isa(), matrix_blocks, pooled,
                                       PackedConv::Choice{tile.first, tile.second, block_units});
 }
 
-double modelled_cycles(const Array<float>& value, const Array<int32_t>& column, const Array<int32_t>& rowptr,
+double modelled_cycles(const py::array& value, const Array<int32_t>& column, const Array<int32_t>& rowptr,
                        int64_t channels, Pair size, int64_t outputs, Pair kernel, Pair stride, Pair padding,
-                       Pair dilation, int64_t groups, const std::string& mapping) {
+                       Pair dilation, int64_t groups, const std::string& mapping, const std::string& values) {
   const ConvShape shape = shape_of(channels, size, outputs, kernel, stride, padding, dilation, groups);
-  const CsrView csr = view(value, column, rowptr);
+  const CsrView csr = view(value, column, rowptr, values);
   py::gil_scoped_release release;
   return PackedConv::modelled(shape, csr, mapping == "planar", select_isa());
 }
@@ -95,7 +109,7 @@ double modelled_cycles(const Array<float>& value, const Array<int32_t>& column, 
 std::string kernel_name(const PackedConv& p) {
   const char* mapping[] = {"lanes", "rows", "flat", "matrix"};
   return std::string("sparse_") + mapping[static_cast<int>(p.mapping)] + "_" + std::to_string(p.tile_rows) +
-         "x" + std::to_string(p.tile_columns) + "_" + p.isa->name;
+         "x" + std::to_string(p.tile_columns) + (p.pooled ? "_pool_" : "_") + p.isa->name;
 }
 
 py::list kernels() {
@@ -110,8 +124,9 @@ py::list kernels() {
       row["tile"] = py::make_tuple(isa->tiles[i].rows, isa->tiles[i].columns);
       rows.append(row);
     }
-    for (const char* other : {"gather_rows", "gather_rows_block", "gather_flat_block", "gather_lanes_block",
-                              "pool", "pool_lanes", "elementwise", "broadcast", "to_lanes", "from_lanes"}) {
+    for (const char* other :
+         {"gather_rows", "gather_rows_block", "gather_flat_block", "gather_lanes_block", "pool", "pool_lanes",
+          "elementwise", "expand", "broadcast", "to_lanes", "from_lanes"}) {
       py::dict row;
       row["name"] = other;
       row["isa"] = name;
@@ -136,8 +151,9 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init(&make_packed), py::arg("value"), py::arg("column"), py::arg("rowptr"), py::kw_only(),
            py::arg("channels"), py::arg("size"), py::arg("outputs"), py::arg("kernel"), py::arg("stride"),
            py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("mapping"),
-           py::arg("matrix_blocks") = 1, py::arg("tile") = std::pair<int, int>(0, 0),
-           py::arg("block_units") = 0)
+           py::arg("matrix_blocks") = 1, py::arg("pooled") = false,
+           py::arg("tile") = std::pair<int, int>(0, 0), py::arg("block_units") = 0,
+           py::arg("values") = "float32")
       .def_property_readonly("kernel", &kernel_name)
       .def_property_readonly("nbytes", &PackedConv::bytes)
       .def_property_readonly("cost", [](const PackedConv& p) { return p.cost; })
@@ -173,15 +189,15 @@ PYBIND11_MODULE(_core, m) {
           py::arg("images"))
       .def(
           "gather_linear",
-          [](Program& p, int source, int target, const Array<float>& value, const Array<int32_t>& column,
+          [](Program& p, int source, int target, const py::array& value, const Array<int32_t>& column,
              const Array<int32_t>& rowptr, int64_t columns, const py::object& bias, int residual,
-             const std::string& activation, int64_t images) {
-            add_gather(p, source, target, select_isa(), view(value, column, rowptr), columns,
+             const std::string& activation, int64_t images, const std::string& values) {
+            add_gather(p, source, target, select_isa(), view(value, column, rowptr, values), columns,
                        finish(bias, residual, activation), images);
           },
           py::arg("source"), py::arg("target"), py::arg("value"), py::arg("column"), py::arg("rowptr"),
           py::kw_only(), py::arg("columns"), py::arg("bias") = py::none(), py::arg("residual") = -1,
-          py::arg("activation") = "none", py::arg("images"))
+          py::arg("activation") = "none", py::arg("images"), py::arg("values") = "float32")
       .def(
           "pool",
           [](Program& p, int source, int target, Pair size, Pair out, Pair kernel, Pair stride, Pair padding,
@@ -253,7 +269,8 @@ PYBIND11_MODULE(_core, m) {
 
   m.def("modelled_cycles", &modelled_cycles, py::arg("value"), py::arg("column"), py::arg("rowptr"),
         py::kw_only(), py::arg("channels"), py::arg("size"), py::arg("outputs"), py::arg("kernel"),
-        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("mapping"));
+        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("mapping"),
+        py::arg("values") = "float32");
   m.def("kernels", &kernels);
   m.def("isa", [] { return std::string(select_isa().name); });
   m.def(

@@ -42,10 +42,13 @@ void check(const ConvShape& s, const CsrView& csr) {
 }  // namespace
 
 PackedConv::PackedConv(const ConvShape& conv, const CsrView& csr, Mapping map, const Isa& table,
-                       int64_t matrix_blocks, const Choice& wanted)
+                       int64_t matrix_blocks, bool pool, const Choice& wanted)
     : PackedConv(conv, map, table) {
   matrix_blocks_ = matrix_blocks;
+  pooled = pool;
   check(shape, csr);
+  require(!pooled || (mapping == Mapping::kLanes && shape.out_height() >= 2 && shape.out_width() >= 2),
+          "only maps in lanes of 2x2 and more can be pooled");
   lay_out(csr, wanted);
   pack(csr);
 }
@@ -88,7 +91,7 @@ void PackedConv::lay_out(const CsrView& csr, const Choice& wanted) {
   block_units_ = layout.block_units;
   cost = layout.cost;
   copy_share = layout.copy_share;
-  const int64_t oh = shape.out_height(), ow = shape.out_width();
+  const int64_t oh = out_height(), ow = out_width();
   switch (mapping) {
     case Mapping::kLanes:
       tiles_y = ceil_div(oh, tile_rows);
@@ -113,8 +116,9 @@ void PackedConv::lay_out(const CsrView& csr, const Choice& wanted) {
 
 int64_t PackedConv::bytes() const {
   return static_cast<int64_t>(offset.size() * sizeof offset[0] + value.size() * sizeof value[0] +
-                              order.size() * sizeof order[0] + count.size() * sizeof count[0] +
-                              segments.size() * sizeof segments[0] + units.size() * sizeof units[0]);
+                              half.size() * sizeof half[0] + order.size() * sizeof order[0] +
+                              count.size() * sizeof count[0] + segments.size() * sizeof segments[0] +
+                              units.size() * sizeof units[0]);
 }
 
 void PackedConv::make_units(const CsrView& csr) {
@@ -165,7 +169,8 @@ double PackedConv::packing_cycles(int tile_columns, double map_bytes) const {
       return 4.0 * static_cast<double>(std::min<int64_t>(shape.stride_w, 4)) +
              far / std::min(tile_columns, 4);
     case Mapping::kFlat: {
-      if (shape.kernel_h * shape.kernel_w == 1 && shape.stride_w == 1 && shape.pad_w == 0) return 3.0 + far;
+      if (shape.kernel_h * shape.kernel_w == 1 && shape.stride_w == 1 && shape.pad_w == 0)
+        return 3.0 + far / std::min(tile_columns, 4);
       // Row after row: each begins somewhere in a vector.
       const double run = static_cast<double>(std::min<int64_t>(shape.out_width(), kLanes));
       return (shape.out_width() <= kLanes && shape.stride_w == 1 ? 6.0 : 25.0) * kLanes / run;
@@ -177,7 +182,7 @@ double PackedConv::packing_cycles(int tile_columns, double map_bytes) const {
 }
 
 PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wanted) const {
-  const int64_t oh = shape.out_height(), ow = shape.out_width();
+  const int64_t oh = out_height(), ow = out_width();
   const int64_t reach_y = shape.dilation_h * (shape.kernel_h - 1) / shape.stride_h;
   const int64_t reach_x = shape.dilation_w * (shape.kernel_w - 1) / shape.stride_w;
   const double rows = static_cast<double>(group_outputs);
@@ -205,12 +210,14 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wan
         break;
     }
     if (wanted.rows > 0 && (wanted.rows != tile_h || wanted.columns != tile_w)) return;
+    if (pooled && (tile_h % 2 != 0 || tile_w % 2 != 0)) return;
     const int64_t vectors = static_cast<int64_t>(l.unit_rows) * l.unit_columns;
     const int64_t unit_bytes = vectors * kVectorBytes;
     if (unit_bytes > kMaxBlockBytes) return;
     const double images = mapping == Mapping::kLanes ? kLanes : 1;
     const double map_bytes = static_cast<double>(shape.channels * shape.height * shape.width) * 4.0 * images;
-    const double out_bytes = static_cast<double>(shape.out_channels * oh * ow) * 4.0 * images;
+    const double out_bytes =
+        static_cast<double>(shape.out_channels * oh * ow) * 4.0 * images / (pooled ? 4.0 : 1.0);
     for (int64_t budget :
          {kFirstLevelBytes, 2 * kFirstLevelBytes, 5 * kFirstLevelBytes, 14 * kFirstLevelBytes}) {
       const int64_t most = std::max<int64_t>(units_a_group_, 1);
@@ -278,7 +285,13 @@ void PackedConv::pack(const CsrView& csr) {
   }
   segment_count_ = std::clamp<int64_t>(group_outputs / kSegmentRows, 1, kMaxSegments);
   offset.resize(static_cast<size_t>(nonzeros));
-  value.resize(static_cast<size_t>(nonzeros));
+  value_type = csr.type;
+  const auto* floats = static_cast<const float*>(csr.value);
+  const auto* halves = static_cast<const uint16_t*>(csr.value);
+  if (value_type == ValueType::kFloat32)
+    value.resize(static_cast<size_t>(nonzeros));
+  else
+    half.resize(static_cast<size_t>(nonzeros));
   order.reserve(static_cast<size_t>(shape.out_channels * blocks_a_group));
   count.reserve(order.capacity());
   std::vector<std::vector<uint32_t>> rows_of(static_cast<size_t>(segment_count_));
@@ -314,10 +327,14 @@ void PackedConv::pack(const CsrView& csr) {
       for (int64_t e = rowptr[k]; e < rowptr[k + 1]; ++e) {
         const uint32_t to = next[block_of[csr.column[e]] * group_outputs + k]++;
         offset[to] = place[csr.column[e]];
-        value[to] = csr.value[e];
+        if (value_type == ValueType::kFloat32)
+          value[to] = floats[e];
+        else
+          half[to] = halves[e];
       }
   }
   segments.push_back({static_cast<uint32_t>(order.size()), at});
+  for (uint32_t n : count) longest = std::max<int64_t>(longest, n);
   unit_of_ = {};
 }
 
@@ -337,8 +354,12 @@ PackedConv::Rows PackedConv::rows(int64_t group, int64_t block, int64_t first_se
                                   int64_t last_segment) const {
   const int64_t at = (group * block_count() + block) * segment_count_;
   const Segment first = segments[at + first_segment], last = segments[at + last_segment];
-  return {order.data() + first.row, count.data() + first.row, offset.data() + first.nonzero,
-          value.data() + first.nonzero, static_cast<int>(last.row - first.row)};
+  return {order.data() + first.row,
+          count.data() + first.row,
+          offset.data() + first.nonzero,
+          value.empty() ? nullptr : value.data() + first.nonzero,
+          half.empty() ? nullptr : half.data() + first.nonzero,
+          static_cast<int>(last.row - first.row)};
 }
 
 }  // namespace finepruning

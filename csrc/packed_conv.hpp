@@ -27,7 +27,8 @@ enum class Mapping : int {
 
 // Borrowed CSR arrays; see finepruning/sparse/csr.py.
 struct CsrView {
-  const float* value;
+  const void* value;  // of `type`
+  ValueType type;
   const int32_t* column;
   const int32_t* rowptr;
   int64_t rows, nonzeros;
@@ -44,15 +45,19 @@ class PackedConv {
     int64_t block_units = 0;
   };
   // matrix_blocks: blocks of 16 rows that share one reading of the weights under kMatrix (at most 4 do).
+  // pooled: the output is max-pooled over 2x2 windows, under kLanes.
   // Throws std::invalid_argument when the shape cannot be expressed or the CSR does not fit it.
   PackedConv(const ConvShape& shape, const CsrView& csr, Mapping mapping, const Isa& isa,
-             int64_t matrix_blocks, const Choice& wanted);
+             int64_t matrix_blocks, bool pooled, const Choice& wanted);
   // For images one by one: kRows or kFlat, whichever the cost model prefers.
   static std::shared_ptr<PackedConv> planar(const ConvShape& shape, const CsrView& csr, const Isa& isa);
   // `cost` of what planar(), or the constructor with kLanes, would make, without making it.
   static double modelled(const ConvShape& shape, const CsrView& csr, bool planar, const Isa& isa);
 
   int64_t tiles() const { return tiles_y * tiles_x; }
+  // Of the output map; where it is pooled, without an odd last row or column.
+  int64_t out_height() const { return pooled ? shape.out_height() / 2 * 2 : shape.out_height(); }
+  int64_t out_width() const { return pooled ? shape.out_width() / 2 * 2 : shape.out_width(); }
   int64_t bytes() const;
   // Segments [first, last) of part `part` of `parts` of a group's output channels.
   void part_segments(int64_t part, int64_t parts, int64_t* first, int64_t* last) const {
@@ -64,7 +69,8 @@ class PackedConv {
     const uint32_t* order;
     const uint32_t* count;
     const uint16_t* offset;
-    const float* value;
+    const float* value;    // or null, and
+    const uint16_t* half;  // values of 16 bits
     int rows;
   };
   Rows rows(int64_t group, int64_t block, int64_t first_segment, int64_t last_segment) const;
@@ -72,6 +78,7 @@ class PackedConv {
   ConvShape shape;
   Mapping mapping;
   const Isa* isa;
+  bool pooled = false;
   TileKernel kernel = nullptr;
   int tile_rows = 0, tile_columns = 0;  // of a tile, in vectors
   int64_t tiles_y = 0, tiles_x = 0;     // under kMatrix: 1 and unused
@@ -80,7 +87,9 @@ class PackedConv {
   std::vector<int32_t> blocks;  // first unit of each block, and the end
   int64_t group_channels = 0, group_outputs = 0;
   std::vector<uint16_t> offset;
-  std::vector<float> value;
+  ValueType value_type = ValueType::kFloat32;
+  std::vector<float> value;    // under kFloat32, else
+  std::vector<uint16_t> half;  // expanded a few rows at a time, just before they are used
   // A group's output channels are cut into segments of about equal work, which threads can share. Inside a
   // segment and block, rows stand by falling number of nonzeros.
   std::vector<uint32_t> order;  // output channel inside the group, segment by segment
@@ -89,10 +98,10 @@ class PackedConv {
     uint32_t row;      // into order and count
     uint32_t nonzero;  // into offset and value
   };
-  std::vector<Segment> segments;  // [(group * blocks + block) * segments + segment], and the end
-  int64_t nonzeros = 0;
-  double cost = 0;        // modelled cycles for one image (16 under kLanes)
-  double copy_share = 0;  // of them, for packing input
+  std::vector<Segment> segments;      // [(group * blocks + block) * segments + segment], and the end
+  int64_t nonzeros = 0, longest = 0;  // of all rows; of one row in one block
+  double cost = 0;                    // modelled cycles for one image (16 under kLanes)
+  double copy_share = 0;              // of them, for packing input
 
   int tile_vectors() const { return tile_rows * tile_columns; }
   int unit_bytes() const { return unit_rows * unit_columns * kVectorBytes; }

@@ -16,12 +16,14 @@ class Kernel(TypedDict):
 class PackedConv:
     """Weights of a convolution, repacked for one geometry and mapping: "lanes", "rows", "flat", "matrix", or
     "planar" (rows or flat, whichever the cost model prefers). ``matrix_blocks``: blocks of 16 rows that share
-    one reading of the weights under "matrix". ``tile`` (rows, columns in vectors) and ``block_units`` force
-    what the cost model would choose; zeros leave it the choice."""
+    one reading of the weights under "matrix". ``pooled``: the output is max-pooled over 2x2 windows (only
+    "lanes"). ``tile`` (rows, columns in vectors) and ``block_units`` force what the cost model would choose;
+    zeros leave it the choice. ``values``: "float32", "bfloat16" or "float16", the latter two as their
+    bits in an array of uint16; they are kept in 16 bits."""
 
     def __init__(
         self,
-        value: NDArray[np.float32],
+        value: NDArray[np.float32] | NDArray[np.uint16],
         column: NDArray[np.int32],
         rowptr: NDArray[np.int32],
         *,
@@ -35,8 +37,10 @@ class PackedConv:
         groups: int,
         mapping: str,
         matrix_blocks: int = 1,
+        pooled: bool = False,
         tile: tuple[int, int] = (0, 0),
         block_units: int = 0,
+        values: str = "float32",
     ) -> None: ...
     @property
     def kernel(self) -> str: ...
@@ -88,7 +92,7 @@ class Program:
         self,
         source: int,
         target: int,
-        value: NDArray[np.float32],
+        value: NDArray[np.float32] | NDArray[np.uint16],
         column: NDArray[np.int32],
         rowptr: NDArray[np.int32],
         *,
@@ -97,6 +101,7 @@ class Program:
         residual: int = -1,
         activation: str = "none",
         images: int,
+        values: str = "float32",
     ) -> None: ...
     def pool(
         self,
@@ -165,7 +170,7 @@ def read_bandwidth(threads: int) -> float:
     """Measured bytes per second that ``threads`` threads read from memory, in 1e9."""
 
 def modelled_cycles(
-    value: NDArray[np.float32],
+    value: NDArray[np.float32] | NDArray[np.uint16],
     column: NDArray[np.int32],
     rowptr: NDArray[np.int32],
     *,
@@ -178,5 +183,6 @@ def modelled_cycles(
     dilation: tuple[int, int],
     groups: int,
     mapping: str,
+    values: str = "float32",
 ) -> float:
     """`PackedConv.cost` under "planar" or "lanes", without packing the weights."""

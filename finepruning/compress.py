@@ -9,22 +9,27 @@ import sys
 import time
 import types
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from finepruning import continuation, data, mistakes, models, tensorboard_log
-from finepruning.config import CompressConfig
+from finepruning.config import DEFAULT_DENSITY, TARGETS, CompressConfig
 from finepruning.environment import describe_environment
 from finepruning.errors import DeviceError, FinepruningError, RunError
 from finepruning.loop import Loop
-from finepruning.phases import Phase, budget, phases
+from finepruning.phases import Phase, phases
 from finepruning.progress import NoProgress, Progress
-from finepruning.pruning import prunable_layers, weights_to_keep
+from finepruning.pruning import kept, prunable_layers
 from finepruning.run import DATA, DENSE, REPORT, STATE, RunDirectory, check_new, default_path
+from finepruning.targets import Target, choose
 from finepruning.training import evaluate, resolve_precision
 from finepruning.training.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from finepruning.engine import SparseModel
+    from finepruning.sparse.storage import StoredModel
 
 EXPORT = "export and test"
 
@@ -68,10 +73,10 @@ def compress(
         assert resolved.device is not None
         check_new(Path(resolved.out))
         splits, network = _prepare_new(resolved, progress)
-        weights_to_keep(prunable_layers(network.module), resolved.target_density)
+        target = _target(resolved, splits, network, progress)
         with RunDirectory.create(resolved, describe_environment(resolved.device)) as run:
             run.write_json(DATA, _content(splits))
-            return _run(resolved, splits, network, run, progress)
+            return _run(resolved, splits, network, target, run, progress)
 
 
 def dry_run(config: CompressConfig) -> dict[str, Any]:
@@ -86,20 +91,12 @@ def dry_run(config: CompressConfig) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         splits, network = _prepare_new(resolved, NoProgress())
         layers = prunable_layers(network.module)
-        weights_to_keep(layers, resolved.target_density)
+        target = _target(resolved, splits, network, NoProgress())
         begun = None
         if resolved.from_run is not None:
             begun = continuation.read(Path(resolved.from_run)).facts.from_run
-        start = 1.0 if begun is None else begun["density"]
+            target.start = begun["density"] if begun is not None else 1.0
         sizes = [{"name": n, "shape": list(w.shape), "size": w.numel()} for n, w in layers.items()]
-        rounds = [
-            {
-                "round": number,
-                "budget": budget(resolved, number, start),
-                "weights": weights_to_keep(layers, budget(resolved, number, start)),
-            }
-            for number in range(1, resolved.rounds + 1)
-        ]
         return {
             "config": dataclasses.asdict(resolved),
             "from_run": begun,
@@ -107,9 +104,22 @@ def dry_run(config: CompressConfig) -> dict[str, Any]:
             "images": _sizes(splits),
             "messages": [*splits.messages, *network.messages],
             "layers": sizes,
-            "rounds": rounds,
+            "rounds": _planned_rounds(resolved, target, layers),
             "estimate_seconds": _estimate(resolved, splits, network.module),
         }
+
+
+def _planned_rounds(
+    config: CompressConfig, target: Target, layers: dict[str, nn.Parameter]
+) -> list[dict[str, Any]]:
+    """What each round keeps if the weights stay as they are; what a target has to see decides later."""
+    rounds = []
+    magnitudes = [weight.detach().abs() for weight in layers.values()]
+    for number in range(1, config.rounds + 1):
+        target.begin(number, magnitudes)
+        weights = kept(target.keep, magnitudes)
+        rounds.append({"round": number, "budget": target.density, "weights": weights})
+    return rounds
 
 
 def resolve(config: CompressConfig) -> CompressConfig:
@@ -124,9 +134,11 @@ def resolve(config: CompressConfig) -> CompressConfig:
     source = None if config.from_run is None else str(Path(config.from_run).expanduser().resolve())
     folder = config.data is not None and not config.data.lower().startswith("torchvision:")
     in_file = config.weights not in ("default", "none")
+    targeted = any(getattr(config, name) is not None for name in TARGETS)
     resolved = dataclasses.replace(
         config,
         from_run=source,  # not a link such as runs/latest, which will point elsewhere soon
+        target_density=config.target_density if targeted else DEFAULT_DENSITY,
         data=str(Path(config.data).expanduser().absolute()) if folder and config.data else config.data,
         model=name,
         weights=str(Path(config.weights).expanduser().absolute()) if in_file else config.weights,
@@ -167,7 +179,7 @@ def _resume(path: Path, progress: Progress) -> dict[str, Any]:
             dataclasses.replace(config, weights=str(own)) if copied else config, progress
         )
         _check_unchanged(run, splits)
-        return _run(config, splits, network, run, progress)
+        return _run(config, splits, network, _target(config, splits, network, progress), run, progress)
 
 
 def _content(splits: data.Splits) -> dict[str, Any]:
@@ -224,17 +236,19 @@ def _run(
     config: CompressConfig,
     splits: data.Splits,
     network: models.Network,
+    target: Target,
     run: RunDirectory,
     progress: Progress,
 ) -> dict[str, Any]:
     try:
         if config.from_run is not None and run.read_tensors(STATE) is None:
             continuation.begin(config, run)
-        loop = Loop(config, network.module, splits, run, progress)
+        loop = Loop(config, network.module, splits, run, progress, target)
         progress.plan([*loop.plan(), (EXPORT, 3)])
         loop.run()
         progress.start(EXPORT)
-        return _finish(config, splits, network, run, loop, progress)
+        target.trim(network.module)
+        return _finish(config, splits, network, target, run, loop, progress)
     except KeyboardInterrupt:
         raise Interrupted(run.path) from None
 
@@ -243,6 +257,7 @@ def _finish(
     config: CompressConfig,
     splits: data.Splits,
     network: models.Network,
+    target: Target,
     run: RunDirectory,
     loop: Loop,
     progress: Progress,
@@ -254,17 +269,10 @@ def _finish(
     started = time.perf_counter()
     device = torch.device(config.device or "cpu")
     module = network.module.eval().to(memory_format=torch.contiguous_format)
-    target = run.path / "model"
-    if target.exists():
-        shutil.rmtree(target)  # from an export that was interrupted
-    example = torch.zeros(1, 3, network.image_size, network.image_size, device=device)
-    SparseModel.from_dense(
-        module,
-        example,
-        preprocessing=splits.preprocessing.to_json(),
-        classes=splits.classes,
-        provenance=_provenance(config, splits),
-    ).save_pretrained(target)
+    place = run.path / "model"
+    if place.exists():
+        shutil.rmtree(place)  # from an export that was interrupted
+    _sparse_model(config, splits, network).save_pretrained(place)
     progress.advance()
     accuracy = _test(module, splits, device)
     dense = copy.deepcopy(module)
@@ -273,7 +281,7 @@ def _finish(
     dense.load_state_dict(stored[0])
     dense_accuracy = _test(dense, splits, device)
     progress.advance()
-    sparse = SparseModel.from_pretrained(target, device=str(device))
+    sparse = SparseModel.from_pretrained(place, device=str(device))
     answers = mistakes.ask(sparse, splits.test.batches(32), device)
     seconds = {**loop.facts.seconds, "export": time.perf_counter() - started}
     seconds["total"] = sum(seconds.values())
@@ -294,7 +302,7 @@ def _finish(
         "density": sum(layer["nnz"] for layer in layers) / sum(layer["size"] for layer in layers),
         "target_density": config.target_density,
         "bytes_dense": (run.path / DENSE).stat().st_size,
-        "bytes_sparse": sum(file.stat().st_size for file in target.rglob("*") if file.is_file()),
+        "bytes_sparse": sum(file.stat().st_size for file in place.rglob("*") if file.is_file()),
         "classes": list(splits.classes),
         "images": _sizes(splits),
         "layers": layers,
@@ -305,10 +313,34 @@ def _finish(
         "history": loop.facts.history,
         "confusion": mistakes.describe(answers, splits.test, run.path),
     }
+    content["target"] = target.outcome(content)
     reporting.write(run.path, content)
     run.write_json(REPORT, content)  # last: it marks the run as finished
     progress.advance()
     return content
+
+
+def _sparse_model(config: CompressConfig, splits: data.Splits, network: models.Network) -> SparseModel:
+    """The network as it is now, as the run's model directory will hold it."""
+    from finepruning.engine import SparseModel
+
+    size = network.image_size
+    return SparseModel.from_dense(
+        network.module,
+        torch.zeros(1, 3, size, size, device=torch.device(config.device or "cpu")),
+        preprocessing=splits.preprocessing.to_json(),
+        classes=splits.classes,
+        provenance=_provenance(config, splits),
+    )
+
+
+def _target(
+    config: CompressConfig, splits: data.Splits, network: models.Network, progress: Progress
+) -> Target:
+    def capture(module: nn.Module) -> StoredModel:
+        return _sparse_model(config, splits, network).stored
+
+    return choose(config, network.module, capture, progress.message)
 
 
 def _test(model: nn.Module, splits: data.Splits, device: torch.device) -> Evaluation:
@@ -354,7 +386,7 @@ def _provenance(config: CompressConfig, splits: data.Splits) -> dict[str, Any]:
         "data": Path(splits.name).name,
         "seed": config.seed,
         "search": config.search,
-        "target_density": config.target_density,
+        **{name: getattr(config, name) for name in TARGETS if getattr(config, name) is not None},
         **({} if config.from_run is None else {"from_run": Path(config.from_run).name}),
     }
 

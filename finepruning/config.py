@@ -14,6 +14,8 @@ DENSITY_SCHEDULES = ("geometric", "cubic")
 LR_SCHEDULES = ("cosine", "hold", "rise")
 SALIENCIES = ("magnitude", "fisher")
 OPTIMIZERS = ("sgd", "adam")
+TARGETS = ("target_density", "target_bytes", "target_latency")
+DEFAULT_DENSITY = 0.1
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -26,7 +28,10 @@ class CompressConfig:
         model: a torchvision classifier by name, ``timm:NAME``, or None for the built-in network.
         weights: "default" (the model's published weights), "none", or a path to a safetensors or torch file.
         from_run: a finished run to start from, or None; `finepruning.from_run` makes the options for it.
-        target_density: kept fraction of all prunable weights, in (0, 1].
+        target_density: kept fraction of all prunable weights, in (0, 1]; 0.1 where no target is given.
+        target_bytes: most bytes of the model directory, instead of a density.
+        target_latency: most milliseconds that the engine takes on the run's device with PyTorch's number of
+            threads, instead of a density. latency_batch: for so many images.
         rounds: rounds of (search, fine-tuning). trials: evaluations per search. epochs: epochs per round.
         dense_epochs: epochs of dense fine-tuning before the first round.
         density_schedule: how the density falls over the rounds: "geometric" (equal ratios) or "cubic" (fast
@@ -77,7 +82,10 @@ class CompressConfig:
     model: str | None = None
     weights: str = "default"
     from_run: str | None = None
-    target_density: float = 0.1
+    target_density: float | None = None
+    target_bytes: int | None = None
+    target_latency: float | None = None
+    latency_batch: int = 1
     rounds: int = 12
     trials: int = 8
     epochs: int = 1
@@ -120,8 +128,7 @@ class CompressConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.target_density <= 1.0:
-            raise ArgumentError(f"target_density is {self.target_density}; it must be above 0 and at most 1")
+        self._check_targets()
         for name, allowed in (
             ("search", SEARCHES),
             ("allocation", ALLOCATIONS),
@@ -136,11 +143,11 @@ class CompressConfig:
                 raise ArgumentError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
         if self.from_run is None and self.allocation == "kept":
             raise ArgumentError("allocation is 'kept', which needs a run to start from; give from_run")
-        for name in ("rounds", "trials", "epochs", "batch_size", "search_images"):
+        for name in ("rounds", "trials", "epochs", "batch_size", "search_images", "latency_batch"):
             self._at_least(name, 1)
         for name in ("dense_epochs", "final_epochs", "look_ahead", "seed", "workers"):
             self._at_least(name, 0)
-        for name in ("lr", "prune_lr", "temperature", "theta_bound"):
+        for name in ("lr", "prune_lr", "temperature", "theta_bound", "target_latency"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ArgumentError(f"{name} is {value}; it must be a positive number")
@@ -166,6 +173,16 @@ class CompressConfig:
             raise ArgumentError(f"prune_dropout is {self.prune_dropout}; it must be at least 0 and below 1")
         if self.image_size is not None and self.image_size < 1:
             raise ArgumentError(f"image_size is {self.image_size}; it must be at least 1 pixel")
+
+    def _check_targets(self) -> None:
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ArgumentError(
+                f"{' and '.join(given)} are given; a run has one target, leave out the others"
+            )
+        if self.target_density is not None and not 0.0 < self.target_density <= 1.0:
+            raise ArgumentError(f"target_density is {self.target_density}; it must be above 0 and at most 1")
+        self._at_least("target_bytes", 1)
 
     def _at_least(self, name: str, smallest: int) -> None:
         value = getattr(self, name)

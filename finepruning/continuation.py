@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finepruning.config import CompressConfig
+from finepruning.config import TARGETS, CompressConfig
 from finepruning.errors import ArgumentError, RunError
 from finepruning.phases import Facts
 from finepruning.run import DENSE, STATE, RunDirectory
@@ -64,7 +64,7 @@ def from_run(run: str | os.PathLike[str], **changes: Any) -> CompressConfig:
 
     Args:
         run: a finished run directory.
-        changes: fields of `CompressConfig`; ``target_density`` is wanted. Those in `FIXED` stay the run's.
+        changes: fields of `CompressConfig`; a target is wanted. Those in `FIXED` stay the run's.
 
     Raises:
         RunError: there is no finished run. ArgumentError: a field that is fixed or unknown, or a bad value.
@@ -82,10 +82,14 @@ def from_run(run: str | os.PathLike[str], **changes: Any) -> CompressConfig:
                 f"{name} is {value!r}, but {path} has {fixed[name]!r}, which a run that starts from it takes "
                 "over; leave it out, or start a new run"
             )
-    target = changes.get("target_density", own.target_density)
-    rising = isinstance(target, float) and target > own.target_density
+    targets = {name: changes.get(name) for name in TARGETS}
+    if all(value is None for value in targets.values()):
+        raise ArgumentError(f"give the target that {path} is to be taken to, such as target_density")
+    density = targets["target_density"]
+    rising = density is not None and density > (source.report() or {}).get("density", 1.0)
     values: dict[str, Any] = {
         **fixed,
+        **targets,
         "search": "none",
         "allocation": "kept",
         "rounds": 1 if rising else math.ceil(own.rounds / 3),
@@ -112,6 +116,13 @@ def check(config: CompressConfig) -> None:
                 f"the options with finepruning.from_run({str(path)!r}, ...)"
             )
     start = read(path)
+    if config.target_density is None:
+        if config.search != "none":
+            raise ArgumentError(
+                f"search is {config.search!r}; a run that starts from another can only search with a "
+                "target_density, use 'none'"
+            )
+        return
     keep = round(config.target_density * start.size)
     if keep == start.kept:
         raise ArgumentError(
@@ -157,13 +168,13 @@ def read(path: Path) -> Start:
 def begin(config: CompressConfig, run: RunDirectory) -> None:
     """Give a new run the state that it starts from.
 
-    Where the density rises, the weights to come back get the values they had in the dense network: behind
-    the masks there is nothing but zeros after a final phase.
+    Where the density rises, or may do so, the weights to come back get the values they had in the dense
+    network: behind the masks there is nothing but zeros after a final phase.
     """
     assert config.from_run is not None
     start = read(Path(config.from_run))
     tensors = start.tensors
-    if round(config.target_density * start.size) > start.kept:
+    if config.target_density is None or round(config.target_density * start.size) > start.kept:
         tensors = tensors | _revived(start.masks, tensors, start.dense[0])
     run.write_tensors(DENSE, *start.dense)
     run.write_tensors(STATE, tensors, vars(start.facts))  # last: it marks the beginning as complete

@@ -10,6 +10,7 @@ import copy
 import random
 import time
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,15 +21,15 @@ from finepruning.config import CompressConfig
 from finepruning.data import Splits
 from finepruning.errors import RunError, TrainingError
 from finepruning.loop_state import LoopState, from_tensors, to_tensors
-from finepruning.phases import Facts, Phase, budget, phases
+from finepruning.phases import Facts, Phase, phases
 from finepruning.progress import Progress
 from finepruning.pruning import (
     ALLOCATION_RULES,
     Surgery,
+    kept,
     prunable_layers,
     theta_for,
     update_probability,
-    weights_to_keep,
 )
 from finepruning.run import DENSE, STATE, RunDirectory
 from finepruning.search import (
@@ -44,6 +45,7 @@ from finepruning.search import (
     best,
 )
 from finepruning.seeding import derive_seed
+from finepruning.targets import Target
 from finepruning.tensorboard_log import TensorBoardLog
 from finepruning.training import (
     Evaluation,
@@ -65,19 +67,21 @@ class Loop:
     """Runs the phases on one network; see `run`."""
 
     def __init__(
-        self, config: CompressConfig, module: nn.Module, splits: Splits, run: RunDirectory, progress: Progress
+        self,
+        config: CompressConfig,
+        module: nn.Module,
+        splits: Splits,
+        run: RunDirectory,
+        progress: Progress,
+        target: Target,
     ) -> None:
-        """``config`` is resolved. ``module`` is trained in place. State found in ``run`` is taken up.
-
-        Raises:
-            ArgumentError: the target density leaves less than one weight a layer.
-        """
+        """``config`` is resolved. ``module`` is trained in place. State found in ``run`` is taken up."""
         assert config.device is not None
         self.config = config
         self.splits = splits
         self.module = module
         self.layers = prunable_layers(module)
-        weights_to_keep(self.layers, config.target_density)
+        self._target = target
         self._run = run
         self._progress = progress
         self._phases = phases(config)
@@ -87,20 +91,14 @@ class Loop:
         self._start = StartingPoint(module, config.l2_sp) if config.l2_sp > 0 else None
         self.facts = Facts()
         self._restore()
+        if self.facts.from_run is not None:
+            target.start = self.facts.from_run["density"]
         self._board = TensorBoardLog(run.path) if config.tensorboard else None
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in an epoch; an incomplete last one is left out."""
         return max(1, len(self.splits.train) // self.config.batch_size)
-
-    def keep(self, number: int) -> int:
-        """Weights that round ``number`` keeps."""
-        return weights_to_keep(self.layers, max(self._budget(number), self.config.target_density))
-
-    def _budget(self, number: int) -> float:
-        start = self.facts.from_run["density"] if self.facts.from_run is not None else 1.0
-        return budget(self.config, number, start)
 
     def plan(self) -> list[tuple[str, int]]:
         """Phases and their number of units, for `Progress.plan`."""
@@ -131,29 +129,31 @@ class Loop:
         started = time.perf_counter()
         if self._state.surgery is None:
             self._state.surgery = Surgery(self.layers)
-        surgery, keep, facts = self._state.surgery, self.keep(phase.round), self.facts
+        surgery, facts = self._state.surgery, self.facts
         if self.config.saliency == "fisher":
             images = search_images.fisher(self.config, self.splits, phase.round)
             surgery.sensitivity = sensitivities(self.module, self.layers, images, self._recipe(phase))
+        self._target.begin(phase.round, surgery.saliency())
         entry: dict[str, Any] = {
             "round": phase.round,
-            "budget": self._budget(phase.round),
+            "budget": self._target.density,
             "search": self.config.search,
             "trials": 0,
             "best_loss": None,
             "baseline_loss": None,
         }
+        first = None
         if self.config.search == "none" and self.config.allocation == "kept":
             assert facts.previous is not None
-            facts.theta = facts.previous
+            facts.theta, first = facts.previous, surgery.masks
             self._progress.advance()
         elif self.config.search == "none":
             saliency = surgery.saliency()
-            counts = ALLOCATION_RULES[self.config.allocation](saliency, keep)
+            counts = ALLOCATION_RULES[self.config.allocation](saliency, kept(self._target.keep, saliency))
             facts.theta = theta_for(saliency, counts)
             self._progress.advance()
         else:
-            trials = self._search(phase, surgery, keep)
+            trials = self._search(phase, surgery)
             chosen = best(trials)
             facts.theta = list(chosen.theta)
             entry |= {
@@ -165,10 +165,11 @@ class Loop:
                 f"{phase.title}: {len(trials)} trials, validation loss {trials[0].loss:.3f} (global) -> "
                 f"{chosen.loss:.3f} ({chosen.kind})"
             )
-        if keep > surgery.kept:  # only after a start from a sparser run
-            surgery.grow(facts.theta, keep)
-        else:
-            surgery.cut(facts.theta, keep)
+        cut = partial(surgery.cut, facts.theta, first=first)
+        cut(self._target.keep)
+        if phase.round == self.config.rounds:
+            self._target.settle(self.module, cut)
+        facts.target = self._target.state
         if self._board is not None:
             masks = zip(self.layers, surgery.masks, strict=True)
             self._board.round(phase.round, {name: float(mask.float().mean()) for name, mask in masks})
@@ -176,14 +177,14 @@ class Loop:
         facts.spliced = 0
         facts.seconds["search"] += time.perf_counter() - started
 
-    def _search(self, phase: Phase, surgery: Surgery, keep: int) -> list[Trial]:
-        config = self.config
+    def _search(self, phase: Phase, surgery: Surgery) -> list[Trial]:
+        config, saliency, keep = self.config, surgery.saliency(), self._target.keep
         space: Space
         if config.search == "paper":
             trade_off = config.paper_lambda * phase.round / config.rounds
-            space = PaperSpace(surgery.saliency(), keep, trade_off)
+            space = PaperSpace(saliency, kept(keep, saliency), trade_off)
         else:
-            space = BudgetSpace(surgery.saliency(), keep, config.theta_bound)
+            space = BudgetSpace(saliency, keep, config.theta_bound)
         seed = derive_seed(config.seed, "search", phase.round)
         make = RandomSearch if config.search == "random" else BayesianSearch
         search: Search = make(space, seed, self.facts.previous)
@@ -249,7 +250,7 @@ class Loop:
 
     def _epoch(self, phase: Phase, epoch: int, optimizer: torch.optim.Optimizer) -> None:
         started = time.perf_counter()
-        config, steps = self.config, self.steps_per_epoch
+        config, steps, surgery = self.config, self.steps_per_epoch, self._state.surgery
         place = (phase.kind, phase.round, epoch)
         torch.manual_seed(derive_seed(config.seed, "network", *place))  # dropout draws from the global one
         draw = random.Random(derive_seed(config.seed, "surgery", *place))
@@ -267,7 +268,8 @@ class Loop:
             if phase.kind == "round" and config.splicing:
                 chance = update_probability(epoch * steps + step, config.surgery_gamma, config.surgery_power)
                 if draw.random() < chance:
-                    self._update_masks(phase)
+                    assert surgery is not None
+                    self.facts.spliced += surgery.update(self.facts.theta, self._target.keep)
             if self._state.average is not None:
                 self._state.average.update()
             self._progress.advance(loss=loss)
@@ -284,7 +286,7 @@ class Loop:
                 ),
                 self._recipe(phase),
                 rate,
-                surgery=self._state.surgery,
+                surgery=surgery,
                 teacher=self._teacher,
                 start=self._start,
                 after_step=after_step,
@@ -297,10 +299,6 @@ class Loop:
         result = self._validate()
         seconds = time.perf_counter() - started
         self._record(phase, epoch, loss, result, rate(0), seconds)
-
-    def _update_masks(self, phase: Phase) -> None:
-        assert self._state.surgery is not None
-        self.facts.spliced += self._state.surgery.update(self.facts.theta, self.keep(phase.round))
 
     def _record(
         self, phase: Phase, epoch: int, loss: float, result: Evaluation, rate: float, seconds: float
@@ -408,6 +406,7 @@ class Loop:
             return
         tensors, facts = stored
         self.facts = Facts(**facts)
+        self._target.state = self.facts.target
         try:
             self._state = from_tensors(
                 tensors,

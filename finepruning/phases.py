@@ -27,6 +27,7 @@ class Facts:
         averaged: steps that the mean of the weights has taken in during this phase.
         theta: of the current round. previous: theta of the round before.
         spliced: weights re-admitted in the current round so far.
+        target: what the run's target knows, see `finepruning.targets`.
         dense: validation loss and accuracy of the dense network.
         rounds, history, seconds: as in report.json.
         from_run: the run that this one starts from: name, density, accuracy, seconds; None without one.
@@ -38,6 +39,7 @@ class Facts:
     theta: list[float] = field(default_factory=list)
     previous: list[float] | None = None
     spliced: int = 0
+    target: dict[str, Any] = field(default_factory=dict)
     dense: dict[str, float] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -58,15 +60,17 @@ def phases(config: CompressConfig) -> list[Phase]:
     return result
 
 
-def budget(config: CompressConfig, number: int, start: float = 1.0) -> float:
-    """Density after round ``number`` (from 1); the last is the target.
+def budget(config: CompressConfig, number: int, target: float | None = None, start: float = 1.0) -> float:
+    """Density after round ``number`` (from 1); the last is ``target``, or else the configuration's.
 
     ``start`` is the density before the first round. From below the target every round has the target: more
     weights need no small steps.
     """
-    target, done = config.target_density, number / config.rounds
+    target = config.target_density if target is None else target
+    assert target is not None
     if start <= target:
         return target
+    done = number / config.rounds
     if config.density_schedule == "cubic":
         return float(target + (start - target) * (1.0 - done) ** 3)
     return float(start * (target / start) ** done)

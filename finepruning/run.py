@@ -241,7 +241,7 @@ def check_new(path: Path) -> None:
     """Raise RunError unless a run directory can be made at ``path``."""
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; choose another --out")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and not _never_began(path):
         hint = f"continue it with --resume {path}, or " if (path / CONFIG).exists() else ""
         raise RunError(f"{path} is not empty; {hint}choose another --out")
     parent = path
@@ -251,6 +251,14 @@ def check_new(path: Path) -> None:
         raise RunError(f"{path} cannot be created: {parent} is no folder; choose another --out")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise RunError(f"{path} cannot be written: no permission in {parent}; choose another --out")
+
+
+def _never_began(path: Path) -> bool:
+    """Whether a folder is empty, or holds what a kill in `RunDirectory.create` leaves before it has written
+    the configuration: there is no run yet that could be resumed."""
+    left = {"checkpoints", LOCK, ENVIRONMENT, f"{ENVIRONMENT}.tmp", f"{CONFIG}.tmp"}
+    names = {entry.name for entry in path.iterdir()}
+    return names <= left and not any((path / "checkpoints").glob("*")) and names != {LOCK}
 
 
 def default_path(model: str) -> Path:

@@ -1,9 +1,9 @@
 """Direct sparse convolution over batch-innermost maps, weight in sliced ELL.
 
-One program computes a run of output pixels (times images) of one output channel. Each stored weight is
-one scalar and one offset into the input, whose zero border makes bounds tests unnecessary: the offset
-precomputation of SkimCaffe (Park et al., ICLR 2017) done in registers, so that one packed weight serves
-every input size.
+One program computes runs of output pixels (times images) of one or a few output channels. Each stored
+weight is one scalar and one offset into the input, whose zero border makes bounds tests unnecessary: the
+offset precomputation of SkimCaffe (Park et al., ICLR 2017) done in registers, so that one packed weight
+serves every input size and takes two bytes of position. `conv2d_tile` chooses what a program computes.
 """
 
 from __future__ import annotations
@@ -15,46 +15,50 @@ from finepruning.kernels.common import (
     clear_halo,
     halo_elements,
     needs_64_bits,
-    next_power_of_2,
     strides_in_units,
 )
+from finepruning.kernels.conv2d_tile import run_length, tile_shape
 from finepruning.kernels.sliced_ell import SLICE_ROWS, SlicedEll
 from torch import Tensor
 
-# Elements of one program's tile (weights x outputs): 16 float32 sums in each of 128 threads.
-TILE = 2048
-MIN_PROGRAMS = 512
+BORDER = 256
 
 
 @triton.jit
 def sparse_conv2d_kernel(
     x, values, col, ptr, order, bias, residual, y,
-    rows, rows_per_group, channels_per_group, out_h, out_w, halo, tiles,
-    xc, xh, xw, xn, step_h, step_w, tap_h, tap_w, origin,
+    rows, rows_per_group, channels_per_group, out_h, out_w, halo, programs,
+    xc, xh, xw, xn, step_h, step_w, origin, by_channel, by_row, by_tap,
     rc, rh, rw, rn, yc, yh, yw, yn,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
     N: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr, R_UNIT: tl.constexpr,
-    KW: tl.constexpr, KHW: tl.constexpr, CLEAR: tl.constexpr, WIDE: tl.constexpr,
-    SLICE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
+    KW: tl.constexpr, KHW: tl.constexpr, GROUPED: tl.constexpr, CLEAR: tl.constexpr, WIDE: tl.constexpr,
+    SLICE: tl.constexpr, RUNS: tl.constexpr, ROWS: tl.constexpr, SPLIT: tl.constexpr, RUN: tl.constexpr,
+    BORDER: tl.constexpr,
 ):  # fmt: skip
-    """x*, r*, y*: strides of input, residual and output in (channel, row, column, image).
+    """A tile is [RUNS, ROWS * SPLIT, RUN]: runs of outputs, (row, share of its weights), outputs of a run.
 
-    step_*: distance in the input between neighbouring outputs (stride); tap_*: between neighbouring taps
-    (dilation); origin: of the first tap of output (0, 0), negative with padding. All of these but the
-    image strides count units of *_UNIT elements, which tells the compiler how wide it may load and store.
+    The compiler lays lanes along the last dimension, warps along the middle one and registers along the
+    first. A thread therefore decodes one weight for RUNS runs at once, and reads it from one address as the
+    rest of its warp does. The shares of a row are added at the end.
+
+    x*, r*, y*: strides of input, residual and output in (channel, row, column, image).
+    step_*: distance in the input between neighbouring outputs (stride); origin: of the first tap of output
+    (0, 0), negative with padding. by_*: what one more in the column's channel, tap row and column adds to
+    its input offset, each less what the finer ones have added already. All of these but the image strides
+    count units of *_UNIT elements, which tells the compiler how wide it may load and store.
     WIDE: offsets need 64 bits. The grid has one dimension (others end at 65535), rows fastest: programs
     that run together read the same input.
     """
-    slot = tl.program_id(0) % rows
-    tile = tl.program_id(0) // rows
-    row = tl.load(order + slot)
-    if WIDE:
-        row = row.to(tl.int64)
+    pid = tl.program_id(0)
     if CLEAR:  # noqa: SIM102 - known at compile time, unlike the inner test
-        if tile >= tiles:
+        if pid >= programs:
+            plane = (pid - programs) % rows
+            if WIDE:
+                plane = plane.to(tl.int64)
             clear_halo(
-                y + row * yc * Y_UNIT,
-                (tile - tiles) * BLOCK_P,
+                y + plane * yc * Y_UNIT,
+                (pid - programs) // rows * BORDER,
                 out_h,
                 out_w,
                 halo,
@@ -62,57 +66,75 @@ def sparse_conv2d_kernel(
                 yw * Y_UNIT,
                 yn,
                 N,
-                BLOCK_P,
+                BORDER,
             )
             return
+    blocks = (rows + ROWS - 1) // ROWS
+    slot = pid % blocks * ROWS
+    tile = pid // blocks
     piece = slot // SLICE
     first = tl.load(ptr + piece)
     width = tl.load(ptr + piece + 1) - first
-    start = first * SLICE + (slot % SLICE) * width
 
-    element = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+    # An output beyond the last pixel reads pixel 0: no load in the loop needs a mask.
+    element = tl.arange(0, RUNS)[:, None] * RUN + tl.arange(0, RUN)[None, :]
     if WIDE:
-        element = tile.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    wanted = element < out_h * out_w * N
+        element = tile.to(tl.int64) * (RUNS * RUN) + element
+    else:
+        element = tile * (RUNS * RUN) + element
     n = element % N
     pixel = element // N
+    wanted = pixel < out_h * out_w
+    pixel = tl.where(wanted, pixel, 0)
     oy = pixel // out_w
     ox = pixel % out_w
-    base = x + ((row // rows_per_group) * channels_per_group * xc + origin) * X_UNIT
-    here = (oy * step_h + ox * step_w) * X_UNIT + n * xn
+    here = (x + origin * X_UNIT) + ((oy * step_h + ox * step_w) * X_UNIT + n * xn)
 
-    lane = tl.arange(0, BLOCK_K)
-    total = tl.zeros([BLOCK_K, BLOCK_P], tl.float32)
-    k = 0
-    while k < width:
-        inside = k + lane < width
-        c = tl.load(col + start + k + lane, mask=inside, other=0).to(tl.int32)
-        v = tl.load(values + start + k + lane, mask=inside, other=0.0).to(tl.float32)
+    lane = tl.arange(0, ROWS * SPLIT)
+    share = lane % SPLIT
+    # Only scalars change in the loop: pointers carried as tensors would pass through shared memory.
+    at = (lane // SPLIT) * width + share
+    col += first * SLICE + slot % SLICE * width
+    values += first * SLICE + slot % SLICE * width
+    if GROUPED:
+        channel = tl.load(order + tl.minimum(slot + lane // SPLIT, rows - 1)) // rows_per_group
+        if WIDE:
+            channel = channel.to(tl.int64)
+        group = channel * channels_per_group * xc
+    total = tl.zeros([RUNS, ROWS * SPLIT, RUN], tl.float32)
+    left = width
+    while left > 0:
+        inside = share < left
+        c = tl.load(col + at, mask=inside, other=0).to(tl.int32)
+        v = tl.load(values + at, mask=inside, other=0.0).to(tl.float32)
         if WIDE:
             c = c.to(tl.int64)
-        tap = c % KHW
-        offset = ((c // KHW) * xc + (tap // KW) * tap_h + (tap % KW) * tap_w) * X_UNIT
-        mask = inside[:, None] & wanted[None, :]
-        total += v[:, None] * tl.load(base + offset[:, None] + here[None, :], mask=mask, other=0.0).to(
-            tl.float32
-        )
-        k += BLOCK_K
-    result = tl.sum(total, axis=0)
+        offset = c * by_tap
+        if KHW > KW:
+            offset += (c // KW) * by_row
+        if KHW > 1:
+            offset += (c // KHW) * by_channel
+        if GROUPED:
+            offset += group
+        read = tl.load(here[:, None, :] + offset[None, :, None] * X_UNIT)
+        total += v[None, :, None] * read.to(tl.float32)
+        left -= SPLIT
+        col += SPLIT
+        values += SPLIT
+
+    result = tl.sum(tl.reshape(total, [RUNS, ROWS, SPLIT, RUN]), axis=2)
+    slots = slot + tl.arange(0, ROWS)
+    row = tl.load(order + slots, mask=slots < rows, other=0)
+    if WIDE:
+        row = row.to(tl.int64)
     if HAS_BIAS:
-        result += tl.load(bias + row).to(tl.float32)
+        result += tl.load(bias + row).to(tl.float32)[None, :, None]
+    stored = wanted[:, None, :] & (slots < rows)[None, :, None]
     if HAS_RESIDUAL:
-        at = (row * rc + oy * rh + ox * rw) * R_UNIT + n * rn
-        result += tl.load(residual + at, mask=wanted, other=0.0).to(tl.float32)
-    at = (row * yc + oy * yh + ox * yw) * Y_UNIT + n * yn
-    tl.store(y + at, activate(result, ACTIVATION).to(y.dtype.element_ty), mask=wanted)
-
-
-def tile_shape(rows: int, outputs: int) -> tuple[int, int]:
-    """(weights, outputs) of one program: long runs of outputs, but enough programs to fill the device."""
-    block = min(next_power_of_2(outputs), 512)
-    while block > 64 and rows * -(-outputs // block) < MIN_PROGRAMS:
-        block //= 2
-    return min(TILE // block, 128), block
+        at = ((oy * rh + ox * rw) * R_UNIT + n * rn)[:, None, :] + (row * rc * R_UNIT)[None, :, None]
+        result += tl.load(residual + at, mask=stored, other=0.0).to(tl.float32)
+    at = ((oy * yh + ox * yw) * Y_UNIT + n * yn)[:, None, :] + (row * yc * Y_UNIT)[None, :, None]
+    tl.store(y + at, activate(result, ACTIVATION).to(y.dtype.element_ty), mask=stored)
 
 
 def sparse_conv2d(
@@ -146,16 +168,33 @@ def sparse_conv2d(
     r_strides, r_unit = strides_in_units(extra)
     y_strides, y_unit = strides_in_units(y)
     outputs = out_h * out_w * batch
-    block_k, block_p = tile_shape(weight.rows, outputs)
-    tiles = -(-outputs // block_p)
-    border = -(-halo_elements(out_h, out_w, halo, batch) // block_p)
-    sparse_conv2d_kernel[(weight.rows * (tiles + border),)](
+    taps_h, taps_w = kernel
+    shape = tile_shape(weight.rows, weight.values.numel(), outputs, run_length(x), x.dtype.itemsize)
+    tiles = -(-outputs // (shape.runs * shape.run))
+    programs = -(-weight.rows // shape.rows) * tiles
+    border = -(-halo_elements(out_h, out_w, halo, batch) // BORDER)
+    sparse_conv2d_kernel[(programs + weight.rows * border,)](
         x, weight.values, weight.col, weight.ptr, weight.order, x if bias is None else bias, extra, y,
-        weight.rows, weight.rows // groups, channels // groups, out_h, out_w, halo, tiles,
-        xc, xh, xw, xn, stride[0] * xh, stride[1] * xw, dilation[0] * xh, dilation[1] * xw,
-        -(padding[0] * xh + padding[1] * xw), *r_strides, *y_strides,
+        weight.rows, weight.rows // groups, channels // groups, out_h, out_w, halo, programs,
+        xc, xh, xw, xn, stride[0] * xh, stride[1] * xw, -(padding[0] * xh + padding[1] * xw),
+        *column_steps(xc, dilation[0] * xh, dilation[1] * xw, kernel), *r_strides, *y_strides,
         HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, ACTIVATION=activation,
         N=batch, X_UNIT=x_unit, Y_UNIT=y_unit, R_UNIT=r_unit,
-        KW=kernel[1], KHW=kernel[0] * kernel[1], CLEAR=halo > 0, WIDE=needs_64_bits(x, y, extra),
-        SLICE=SLICE_ROWS, BLOCK_K=block_k, BLOCK_P=block_p,
+        KW=taps_w, KHW=taps_h * taps_w, GROUPED=groups > 1, CLEAR=halo > 0,
+        WIDE=needs_64_bits(x, y, extra), SLICE=SLICE_ROWS,
+        RUNS=shape.runs, ROWS=shape.rows, SPLIT=shape.split, RUN=shape.run, BORDER=BORDER,
+        num_warps=shape.warps,
     )  # fmt: skip
+
+
+def column_steps(channel: int, row: int, tap: int, kernel: tuple[int, int]) -> tuple[int, int, int]:
+    """(by_channel, by_row, by_tap): column c lies at c by_tap + (c // kw) by_row + (c // (kh kw)) by_channel.
+
+    Equal to channel * C + row * R + tap * T for the column c of channel C, tap row R and tap T, without the
+    remainders of the divisions.
+    """
+    if kernel == (1, 1):
+        return 0, 0, channel
+    if kernel[0] == 1:
+        return channel - kernel[1] * tap, 0, tap
+    return channel - kernel[0] * row, row - kernel[1] * tap, tap

@@ -322,6 +322,18 @@ def test_an_occupied_directory_is_refused(finished: Path, images: Path, tmp_path
         compress(tiny_config(images, tmp_path / "file" / "run"))
 
 
+def test_a_directory_whose_run_was_killed_before_it_began_is_used_again(
+    finished: Path, images: Path, tmp_path: Path
+) -> None:
+    """The configuration is what is written last there; without it nothing can be resumed."""
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    for name in ("lock", "environment.json", "config.yaml.tmp"):
+        (out / name).touch()
+    compress(tiny_config(images, out))
+    assert model_bytes(out) == model_bytes(finished)
+
+
 def test_resuming_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"not a run directory: it has no config\.yaml"):
         compress(CompressConfig(), resume=tmp_path)

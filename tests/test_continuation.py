@@ -97,6 +97,20 @@ def test_a_larger_budget_keeps_every_weight_and_revives_dense_ones(source: Path,
         torch.testing.assert_close(weights[back], originals[back], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("target_bytes", [4200, 6000])
+def test_a_budget_of_bytes_may_lie_on_either_side(target_bytes: int, source: Path, tmp_path: Path) -> None:
+    first = json.loads((source / "report.json").read_text())
+    out = tmp_path / "run"
+    report = compress(from_run(source, target_bytes=target_bytes, splicing=False, rounds=1, out=str(out)))
+    assert report["bytes_sparse"] <= target_bytes
+    old, new = masks(source), masks(out)
+    smaller = target_bytes < first["bytes_sparse"]
+    assert report["density"] < first["density"] if smaller else report["density"] > first["density"]
+    for name in new:
+        inner, outer = (new[name], old[name]) if smaller else (old[name], new[name])
+        assert not bool((inner & ~outer).any())
+
+
 def test_the_reports_say_where_it_started(source: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "second"
     assert run(["compress", "--from", str(source), "--target-density", "0.1", "--out", str(out)]) == 0
@@ -175,7 +189,11 @@ def test_what_cannot_be_started_from(source: Path, images: Path, tmp_path: Path)
     with pytest.raises(RunError, match="there is no such folder"):
         from_run(tmp_path / "nowhere")
     with pytest.raises(ArgumentError, match=r"which .*first has already"):
-        compress(from_run(source, out=str(tmp_path / "run")))
+        compress(from_run(source, target_density=0.2, out=str(tmp_path / "run")))
+    with pytest.raises(ArgumentError, match="give the target"):
+        from_run(source)
+    with pytest.raises(ArgumentError, match="can only search with a target_density"):
+        compress(from_run(source, target_bytes=5000, search="budget", out=str(tmp_path / "run")))
     with pytest.raises(ArgumentError, match="nothing to search; use 'none'"):
         compress(from_run(source, target_density=0.5, search="budget", out=str(tmp_path / "run")))
     with pytest.raises(ArgumentError, match=r"seed is 7, but .*first has 0"):
@@ -225,8 +243,8 @@ def test_a_continued_runs_own_file_of_options_starts_it_again(source: Path, tmp_
 @pytest.mark.parametrize("schedule", ["cubic", "geometric"])
 def test_budgets_fall_from_where_the_run_starts(schedule: str) -> None:
     config = CompressConfig(target_density=0.05, rounds=4, density_schedule=schedule)
-    densities = [budget(config, number, 0.2) for number in range(5)]
+    densities = [budget(config, number, start=0.2) for number in range(5)]
     assert densities[0] == pytest.approx(0.2)
     assert densities[-1] == pytest.approx(0.05)
     assert densities == sorted(densities, reverse=True)
-    assert [budget(config, number, 0.01) for number in (1, 4)] == [0.05, 0.05]
+    assert [budget(config, number, start=0.01) for number in (1, 4)] == [0.05, 0.05]

@@ -54,6 +54,8 @@ def follow(name: str) -> None:
                 quick = ["--no-memory"] if line[0] == "bench" else []
                 if line[0] == "compress":  # a run that starts from another has no dense phase
                     quick = [o for i, o in enumerate(QUICK) if "--from" not in line or i not in DENSE]
+                if "--resume" in line:
+                    quick = []
                 assert run([*line, *quick]) == (0 if possible(line) else 2), line
 
 

@@ -1,11 +1,7 @@
-"""A compression run small enough for tests: 48 generated images, a network of a few hundred weights.
-
-Also a script, which a test can kill: ``python tiny_run.py OUT_OR_RUN new|resume``.
-"""
+"""A compression run small enough for tests: 48 generated images, a network of a few hundred weights."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +83,10 @@ def tiny_config(data: Path, out: Path, **options: Any) -> CompressConfig:
     return CompressConfig(**{**values, **options})
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def run_tiny(data: Path, out: Path, *, resume: bool, **options: Any) -> None:
+    """A run of the tiny network in a process of its own, whose `finepruning.models` is changed for good."""
     use_tiny_network(setattr)
-    data, out = Path(sys.argv[1]), Path(sys.argv[2])
-    if sys.argv[3] == "new":
-        module.compress(tiny_config(data, out, search="random"))  # starts faster than "budget"
-    else:
+    if resume:
         module.compress(CompressConfig(), resume=out)
+    else:
+        module.compress(tiny_config(data, out, **options))

@@ -12,6 +12,7 @@ from finepruning.bench.floor import MachineLimits, floor_ms
 from finepruning.bench.twin import PlanModule
 from finepruning.engine.cpu import CpuExecutor
 from finepruning.engine.fuse import fuse
+from finepruning.sparse.csr import CSR
 from finepruning.sparse.storage import StoredModel
 
 TURNS = 15
@@ -30,7 +31,10 @@ def layer_rows(
         Rows with ``batch, name, op, kernel, shape, nnz, size, density, ms, floor_ms, dense_ms``.
     """
     plan = fuse(stored.graph, stored.tensors, batch)
-    ours, dense = CpuExecutor(plan), PlanModule(plan).eval()
+    value_bytes = {
+        step.name: step.weight.values.itemsize for step in plan.steps if isinstance(step.weight, CSR)
+    }
+    ours, dense = CpuExecutor(plan), PlanModule(plan).eval().float()
     x = torch.rand(batch, *stored.graph.input_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     sides: tuple[dict[str, list[float]], ...] = (defaultdict(list), defaultdict(list))
     with torch.inference_mode():
@@ -56,7 +60,9 @@ def layer_rows(
                 "size": report.size,
                 "density": report.nnz / report.size if report.nnz is not None and report.size else None,
                 "ms": _median(sides[0].get(report.name)),
-                "floor_ms": floor_ms(report, limits) if limits is not None else None,
+                "floor_ms": floor_ms(report, limits, value_bytes.get(report.name, 4))
+                if limits is not None
+                else None,
                 "dense_ms": _median(sides[1].get(report.name)),
             }
         )

@@ -124,7 +124,8 @@ def bench(
         for row in result["rows"]:
             row.update(network=name, density=model_density(stored), dtype=options.dtype, threads=threads)
         if options.layers:
-            result["layers"] = _layers(stored, options, dtype, device, limits)
+            of_cpu = model._stored if device.type == "cpu" else stored  # the former in ``dtype``
+            result["layers"] = _layers(of_cpu, options, dtype, device, limits)
     finally:
         torch.set_num_threads(threads_before)
     return result

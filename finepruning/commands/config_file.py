@@ -10,6 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from finepruning.commands.options import near
 from finepruning.config import CompressConfig
 from finepruning.errors import ArgumentError
+from finepruning.units import parse_bytes
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -39,6 +40,8 @@ def read_config(path: Path) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in known:
             raise ArgumentError(f"--config {path}: unknown option {key!r}{near(name, known)}")
+        if name == "target_bytes" and isinstance(value, str):
+            value = parse_bytes(value)
         values[name] = _typed(value, hints[name], f"--config {path}: {key}")
     return values
 

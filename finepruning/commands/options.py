@@ -6,13 +6,18 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from finepruning.config import CompressConfig
+from finepruning.units import parse_bytes
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+
+DEFAULT_RUN = Path("runs/latest")
+"""What a command looks at where nothing is named."""
 
 ARGUMENTS = ("data",)  # given by position; every other field is an option
 
@@ -33,6 +38,9 @@ HELP: dict[str, dict[str, str]] = {
     },
     "Pruning": {
         "target_density": "Kept fraction of all prunable weights, in (0, 1].",
+        "target_bytes": "Largest model directory instead, such as 500kB or 2MiB.",
+        "target_latency": "Most milliseconds on the run's device and threads instead.",
+        "latency_batch": "Images that --target-latency is for.",
         "rounds": "Rounds of search and fine-tuning; the density falls to its target over them.",
         "trials": "Candidates that each search evaluates.",
         "epochs": "Epochs of fine-tuning in each round.",
@@ -79,7 +87,9 @@ HELP: dict[str, dict[str, str]] = {
 _SHORT = {"from_run": ("--from",)}
 """Other spellings of an option."""
 
+_PARSERS = {"target_bytes": parse_bytes}
 _DEFAULTS_IN_WORDS = {
+    "target_density": "0.1",
     "prune_lr": "as --lr",
     "image_size": "the model's own",
     "device": "cuda where there is one",
@@ -112,6 +122,8 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
                 flag,
                 *_SHORT.get(field.name, ()),
                 help=help_text,
+                parser=_PARSERS.get(field.name),
+                metavar="SIZE" if field.name in _PARSERS else None,
                 show_default=False,
                 rich_help_panel=panel,
             )

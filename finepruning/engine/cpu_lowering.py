@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from finepruning import _core
 from finepruning.engine.cpu_lowering_maps import MapLowering
 from finepruning.engine.cpu_schedule import LANE_BATCH, outliving
 from finepruning.engine.cpu_tape import LANED, LANES, PLANAR, Buffer, Storage, lane_blocks
@@ -106,18 +107,33 @@ class Lowering(MapLowering):
         if len(shape) != 4:
             return False
         layout = LANED if shape[0] >= LANE_BATCH and not self.looping else PLANAR
-        packed = packed_conv(weight, mapping=layout, **geometry(step, shape))
+        pool = self._pool_of(step) if layout == LANED else None
+        packed = packed_conv(weight, mapping=layout, pooled=pool is not None, **geometry(step, shape))
         images = lane_blocks(shape[0]) if layout == LANED else shape[0]
-        self._emit_conv(step, layout, packed, images)
+        self._emit_conv(step, layout, packed, images, pool)
         self._report(step, packed.kernel, packed.nbytes)
         return True
 
-    def _emit_conv(self, step: Step, layout: str, packed: Any, images: int) -> None:
+    def _pool_of(self, step: Step) -> Step | None:
+        """The maximum over 2x2 windows that takes this convolution's result and is all that does."""
+        readers = [s for s in self.plan.steps if step.output in (*s.inputs, s.residual)]
+        if len(readers) != 1 or step.output == self.plan.output or step.residual is not None:
+            return None
+        pool, height, width = readers[0], *self._value(step.output).shape[2:]
+        halves = self._value(pool.output).shape[2:] == (height // 2, width // 2)
+        if pool.op != "max_pool2d" or not halves or step.activation not in FUSED:
+            return None
+        attrs = pool.attrs
+        windows = tuple(attrs["kernel"]) == tuple(attrs["stride"]) == (2, 2)
+        plain = tuple(attrs["padding"]) == (0, 0) and tuple(attrs["dilation"]) == (1, 1)
+        return pool if windows and plain else None
+
+    def _emit_conv(self, step: Step, layout: str, packed: Any, images: int, pool: Step | None = None) -> None:
         source = self.tape.need(step.inputs[0], layout)
         buffers = [source]
         if step.residual is not None:
             buffers.append(self.tape.need(step.residual, layout))
-        _, target = self.tape.new(self._value(step.output), layout)
+        _, target = self.tape.new(self._value((pool or step).output), layout)
         activation = step.activation if step.activation in FUSED else None
         bias = None if step.bias is None else step.bias.detach().float().contiguous().numpy()
         has_residual = step.residual is not None
@@ -135,7 +151,8 @@ class Lowering(MapLowering):
             *buffers,
             target,
         )
-        self._after(step, layout, residual=False, activation=activation != step.activation)
+        if pool is None:
+            self._after(step, layout, residual=False, activation=activation != step.activation)
 
     def _linear(self, step: Step) -> bool:
         weight = self._sparse(step)
@@ -214,7 +231,7 @@ class Lowering(MapLowering):
             lambda p, ids: p.gather_linear(
                 ids[0],
                 ids[-1],
-                *csr_arrays(weight),
+                **csr_arrays(weight),
                 columns=weight.columns,
                 bias=bias,
                 residual=ids[1] if has_residual else -1,
@@ -225,4 +242,5 @@ class Lowering(MapLowering):
             target,
         )
         self._after(step, PLANAR, residual=False, activation=activation != step.activation)
-        self._report(step, "gather_rows", 6 * weight.nnz + 4 * (weight.rows + 1))
+        size = (weight.values.element_size() + 2) * weight.nnz + 4 * (weight.rows + 1)
+        self._report(step, f"gather_rows_{_core.isa()}", size)

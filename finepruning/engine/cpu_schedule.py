@@ -119,7 +119,7 @@ def _cycles(plan: Plan, step: Step, *, lanes: bool) -> float:
         return 0.0
     mapping = "lanes" if lanes else "planar"
     shape = plan.values[step.inputs[0]].shape
-    return _core.modelled_cycles(*csr_arrays(step.weight), mapping=mapping, **geometry(step, shape))
+    return _core.modelled_cycles(**csr_arrays(step.weight), mapping=mapping, **geometry(step, shape))
 
 
 def _boundary_cycles(plan: Plan, steps: int, lanes: bool) -> float:

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from finepruning import _core
@@ -23,13 +21,18 @@ DENSE_ABOVE, FEW_COLUMNS = 0.6, 512
 _packed: dict[int, tuple[weakref.ref[CSR], weakref.WeakValueDictionary[Any, _core.PackedConv]]] = {}
 
 
-def csr_arrays(csr: CSR) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
-    """Values as float32, columns and row pointers as int32."""
-    return (
-        csr.values.detach().to(torch.float32).contiguous().numpy(),
-        csr.col.to(torch.int32).contiguous().numpy(),
-        csr.rowptr.to(torch.int32).contiguous().numpy(),
-    )
+def csr_arrays(csr: CSR) -> dict[str, Any]:
+    """A CSR as arguments of the kernels: columns and row pointers as int32, values as they are stored.
+
+    float16 and bfloat16 go as their bits; they stay 16 bits wide in the packed weights.
+    """
+    values = csr.values.detach().contiguous()
+    return {
+        "value": values.numpy() if values.dtype == torch.float32 else values.view(torch.uint16).numpy(),
+        "values": str(values.dtype).removeprefix("torch."),
+        "column": csr.col.to(torch.int32).contiguous().numpy(),
+        "rowptr": csr.rowptr.to(torch.int32).contiguous().numpy(),
+    }
 
 
 def sparse_pays(columns: int, density: float) -> bool:
@@ -89,6 +92,6 @@ def packed_conv(csr: CSR, *, mapping: str, **geometry: Any) -> _core.PackedConv:
     key = (mapping, _core.isa(), *sorted(geometry.items()))
     packed = entry[1].get(key)
     if packed is None:
-        packed = _core.PackedConv(*csr_arrays(csr), mapping=mapping, **geometry)
+        packed = _core.PackedConv(**csr_arrays(csr), mapping=mapping, **geometry)
         entry[1][key] = packed
     return packed

@@ -33,6 +33,7 @@ class Layer:
     Attributes:
         outputs: output pixels (times other leading dimensions) of one image.
         inputs: elements of the input, batch included.
+        taps: positions of a convolution's kernel.
         tf32: float32 tensor cores are allowed for it. direct: a sparse kernel can run it.
         signature: all that its dense time depends on, as text: operation, shapes, geometry, types.
     """
@@ -49,6 +50,7 @@ class Layer:
     tf32: bool
     direct: bool
     signature: str = ""
+    taps: int = 1
 
     @property
     def dense_bytes(self) -> int:
@@ -103,6 +105,7 @@ def _layer(plan: Plan, step: Step, tf32: bool) -> Layer:
         batch=batch,
         inputs=inputs,
         itemsize=result.dtype.itemsize,
+        taps=math.prod(csr.shape[2:]),
         tf32=tf32,
         # Offsets of the fully connected kernels are 32-bit; the convolution's are as wide as needed.
         direct=len(result.shape) == 4

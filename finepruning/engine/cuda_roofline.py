@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from finepruning.engine.cuda_choice import Layer
+from finepruning.kernels import conv2d_tile
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,15 @@ _KNOWN = (H200, H100, A100)
 # Share of the peak that a kernel reaches on large layers.
 DENSE_EFFICIENCY = 0.6
 BANDWIDTH_EFFICIENCY = 0.8
-# A direct sparse convolution issues one load per 16 bytes of input and, for 16-bit maps, one conversion
-# per multiply-add: a sixth of the FMA rate when runs are 16 bytes, a twentieth when they are single values.
-SPARSE_EFFICIENCY = 1 / 6
-SPARSE_SCALAR_EFFICIENCY = 1 / 20
-# Share of gathered bytes that miss L1: programs of neighbouring rows read the same input in step.
+# First-level cache of a processor, less some for shared memory.
+L1_BYTES = 192 << 10
+# The fully connected kernels take about 5 instructions a multiply-add for several images and 10 to 17 for
+# one, by count of the compiled loop; the convolution's are counted in `finepruning.kernels.conv2d_tile`.
+SPMM_EFFICIENCY = 1 / 6
+SPMV_EFFICIENCY = 1 / 20
+# Share of the issue slots that a direct convolution fills.
+CONVOLUTION_EFFICIENCY = 0.7
+# Share of bytes gathered by fully connected layers that miss L1: neighbouring rows run in step.
 GATHER_MISSES = 0.35
 
 
@@ -107,14 +112,36 @@ def _dense_seconds(layer: Layer, gpu: Gpu) -> float:
 
 
 def _sparse_seconds(layer: Layer, gpu: Gpu) -> float:
-    work = layer.nnz * layer.outputs * layer.batch
-    efficiency = SPARSE_EFFICIENCY if layer.batch * layer.itemsize >= 16 else SPARSE_SCALAR_EFFICIENCY
-    busy = min(1.0, layer.rows * math.ceil(layer.outputs * layer.batch / 64) / (4 * gpu.processors))
-    compute = work / (gpu.fp32 * efficiency * busy)
-    # Each gathered run moves at least one sector of 32 bytes, shared by neighbouring outputs.
-    run = max(min(layer.outputs * layer.batch, 512) * layer.itemsize, 32)
-    gathered = layer.nnz * math.ceil(layer.outputs * layer.batch * layer.itemsize / run) * run * GATHER_MISSES
-    if layer.outputs * layer.batch == 1:
-        gathered = 0.0  # one input vector stays in L1
     memory = (layer.sparse_bytes + _traffic(layer)) / (gpu.bandwidth * BANDWIDTH_EFFICIENCY)
+    compute, gathered = (_convolution if layer.convolution else _product)(layer, gpu)
     return max(compute, gathered / gpu.l2_bandwidth, memory) + gpu.launch
+
+
+def _product(layer: Layer, gpu: Gpu) -> tuple[float, float]:
+    """Seconds of arithmetic, and bytes read from the L2 cache, of a sparse fully connected layer."""
+    positions = layer.outputs * layer.batch
+    efficiency = SPMV_EFFICIENCY if positions == 1 else SPMM_EFFICIENCY
+    busy = min(1.0, layer.rows * math.ceil(positions / 64) / (4 * gpu.processors))
+    compute = layer.nnz * positions / (gpu.fp32 * efficiency * busy)
+    # Each gathered run moves at least one sector of 32 bytes; one input vector stays in L1.
+    run = max(min(positions, 512) * layer.itemsize, 32)
+    gathered = layer.nnz * math.ceil(positions * layer.itemsize / run) * run * GATHER_MISSES
+    return compute, gathered if positions > 1 else 0.0
+
+
+def _convolution(layer: Layer, gpu: Gpu) -> tuple[float, float]:
+    """Likewise of a direct sparse convolution, from the tile that its kernel would take."""
+    positions = layer.outputs * layer.batch
+    run = conv2d_tile.LANES * min(layer.batch & -layer.batch, 16 // layer.itemsize)
+    shape = (layer.rows, layer.nnz, positions)
+    tile = conv2d_tile.tile_shape(*shape, run, layer.itemsize)
+    rate = gpu.fp32 / (conv2d_tile.LANES * conv2d_tile.ISSUE * gpu.processors)  # clocks/s
+    clocks = conv2d_tile.clocks(tile, *shape, layer.itemsize) * conv2d_tile.PROCESSORS / gpu.processors
+    # The taps of a channel and the rows of a program read the same bytes of a map, as far as they have
+    # weights there. No processor reads more than the whole input, while that fits its first-level cache.
+    uses = max(1.0, tile.rows * layer.taps * layer.nnz / (layer.rows * layer.columns))
+    gathered = layer.nnz * positions * layer.itemsize / uses
+    whole = layer.inputs * layer.itemsize
+    if whole <= L1_BYTES:
+        gathered = min(gathered, whole * gpu.processors)
+    return clocks / (rate * CONVOLUTION_EFFICIENCY), gathered

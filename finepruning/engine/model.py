@@ -139,6 +139,11 @@ class SparseModel(nn.Module):
         )
         return cls(stored).to(example_input.device)
 
+    @property
+    def stored(self) -> StoredModel:
+        """What `save_pretrained` writes."""
+        return self._stored
+
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors into the directory ``path``.
 

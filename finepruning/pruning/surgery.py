@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from finepruning.pruning.budget import Keep, kept
 from finepruning.pruning.cut import exact_cut, scaled_magnitudes
 
 DROP_BELOW = 0.9
@@ -59,23 +60,22 @@ class Surgery:
             return magnitudes
         return [size * factor for size, factor in zip(magnitudes, self.sensitivity, strict=True)]
 
-    def cut(self, theta: Sequence[float], keep: int) -> None:
-        """Choose the masks anew, without hysteresis, so that exactly ``keep`` weights remain."""
-        self.set_masks(exact_cut(scaled_magnitudes(self.saliency(), theta), keep))
+    def cut(self, theta: Sequence[float], keep: Keep, first: Sequence[Tensor] | None = None) -> None:
+        """Choose the masks anew, without hysteresis, so that exactly ``keep`` weights remain.
 
-    def grow(self, theta: Sequence[float], keep: int) -> None:
-        """Re-admit the dropped weights with the highest scores, until ``keep`` remain; none is dropped."""
+        Weights of the masks ``first`` go before all others: the new masks lie within them or hold them.
+        """
         scores = scaled_magnitudes(self.saliency(), theta)
-        for score, mask in zip(scores, self.masks, strict=True):
-            score.masked_fill_(mask, torch.inf)
-        self.set_masks(exact_cut(scores, keep))
+        if first is not None:
+            _put_first(scores, first)
+        self.set_masks(exact_cut(scores, kept(keep, scores)))
 
     def set_masks(self, masks: Sequence[Tensor]) -> None:
         """Use these masks and apply them to the network."""
         self.masks = [mask.clone() for mask in masks]
         self._apply()
 
-    def update(self, theta: Sequence[float], keep: int) -> int:
+    def update(self, theta: Sequence[float], keep: Keep) -> int:
         """Update the masks with hysteresis; exactly ``keep`` weights remain.
 
         Returns:
@@ -85,7 +85,7 @@ class Surgery:
         for score, mask in zip(scores, self.masks, strict=True):
             score.mul_(torch.where(mask, 1 / DROP_BELOW, 1 / SPLICE_ABOVE))
         before = self.masks
-        self.set_masks(exact_cut(scores, keep))
+        self.set_masks(exact_cut(scores, kept(keep, scores)))
         return sum(int((new & ~old).sum()) for new, old in zip(self.masks, before, strict=True))
 
     def freeze(self) -> None:
@@ -112,6 +112,18 @@ class Surgery:
         with torch.no_grad():
             for parameter, weight, mask in zip(self._parameters, self.weights, self.masks, strict=True):
                 torch.mul(weight, mask, out=parameter.data)
+
+
+def _put_first(scores: Sequence[Tensor], first: Sequence[Tensor]) -> None:
+    """Change the scores in place: each inside ``first`` comes above each outside, their orders kept."""
+    inside = torch.cat([score[mask] for score, mask in zip(scores, first, strict=True)])
+    outside = torch.cat([score[~mask] for score, mask in zip(scores, first, strict=True)])
+    positive = inside[inside > 0]
+    lowest = float(positive.min()) if positive.numel() else 1.0
+    highest = float(outside.max()) if outside.numel() else 0.0
+    factor = 0.5 * lowest / highest if highest > 0 else 0.0
+    for score, mask in zip(scores, first, strict=True):
+        score.copy_(torch.where(mask, score.clamp(min=0.75 * lowest), score * factor))
 
 
 def update_probability(step: int, gamma: float, power: float) -> float:

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from finepruning.report.asked import BYTES, asked, density_asked
 from finepruning.report.html_figures import densities, pareto, rounds, sensitivity, training, trials
 from finepruning.report.html_results import confusions, speed
 from finepruning.report.markup import Html, heading, paragraph, table
@@ -50,6 +51,8 @@ def render_html(report: dict[str, Any], run_dir: Path, material: dict[str, Any])
 def _top(report: dict[str, Any], bench: dict[str, Any] | None) -> str:
     change = 100 * (report["accuracy"] - report["dense_accuracy"])
     smaller = report["bytes_dense"] / max(1, report["bytes_sparse"])
+    most = asked(report, BYTES)
+    limit = "" if most is None else f", of at most {size_text(most)}"
     tiles = [
         (
             percent_text(report["accuracy"]),
@@ -59,11 +62,11 @@ def _top(report: dict[str, Any], bench: dict[str, Any] | None) -> str:
         (
             percent_text(report["density"], 2),
             "of the weights left",
-            f"asked for {percent_text(report['target_density'], 2)}",
+            density_asked(report),
         ),
         (
             size_text(report["bytes_sparse"]),
-            "on disk",
+            f"on disk{limit}",
             f"dense {size_text(report['bytes_dense'])}, {smaller:.1f}x",
         ),
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from finepruning.report.asked import density_asked, size_asked
 from finepruning.report.text import (
     beginning_text,
     density_text,
@@ -75,8 +76,8 @@ def _outcome(report: dict[str, Any]) -> str:
         [
             ("test accuracy", percent_text(report["dense_accuracy"]), percent_text(report["accuracy"])),
             ("through the sparse engine", "", percent_text(report["sparse_accuracy"])),
-            ("density", "1", f"{density_text(report['density'])} (asked: {report['target_density']:g})"),
-            ("file", size_text(report["bytes_dense"]), size_text(report["bytes_sparse"])),
+            ("density", "1", f"{density_text(report['density'])} ({density_asked(report)})"),
+            ("file", size_text(report["bytes_dense"]), size_asked(report)),
         ],
     ) + (
         f"\n\n{len(report['classes'])} classes; {images['train']} images for training, "

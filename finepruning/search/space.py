@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from finepruning.pruning import ALLOCATION_RULES, exact_cut, scaled_magnitudes, theta_for
+from finepruning.pruning import ALLOCATION_RULES, Keep, exact_cut, kept, scaled_magnitudes, theta_for
 from finepruning.search.trial import Proposal
 
 
@@ -35,11 +35,11 @@ class Space(Protocol):
 
 
 class BudgetSpace:
-    """Score ``|w| * exp(theta_l)`` under one global cut: every point has exactly the round's density."""
+    """Score ``|w| * exp(theta_l)`` under one global cut: every point has the round's density, or its cost."""
 
     name = "budget"
 
-    def __init__(self, weights: Sequence[Tensor], keep: int, bound: float) -> None:
+    def __init__(self, weights: Sequence[Tensor], keep: Keep, bound: float) -> None:
         self.dimensions = len(weights)
         self._weights = weights
         self._keep = keep
@@ -49,7 +49,8 @@ class BudgetSpace:
         return tuple((2.0 * value - 1.0) * self._bound for value in x)
 
     def masks(self, x: Sequence[float]) -> list[Tensor]:
-        return exact_cut(scaled_magnitudes(self._weights, self.theta(x)), self._keep)
+        scores = scaled_magnitudes(self._weights, self.theta(x))
+        return exact_cut(scores, kept(self._keep, scores))
 
     def canonical(self, x: Sequence[float]) -> tuple[float, ...]:
         shift = sum(x) / len(x) - 0.5
@@ -62,8 +63,9 @@ class BudgetSpace:
         points = [Proposal(self._point([0.0] * self.dimensions), "global")]
         if previous is not None:
             points.append(Proposal(self._point(previous), "previous"))
+        keep = kept(self._keep, self._weights)
         for name in ("lamp", "erk", "uniform"):
-            counts = ALLOCATION_RULES[name](self._weights, self._keep)
+            counts = ALLOCATION_RULES[name](self._weights, keep)
             points.append(Proposal(self._point(theta_for(self._weights, counts)), name))
         return _distinct(points)
 

@@ -35,6 +35,27 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
 
     Tensors are laid out by falling element size, so that each starts aligned.
     """
+    order, head = _head(tensors)
+    digest = hashlib.sha256(head)
+    with path.open("wb") as file:
+        file.write(head)
+        for name in order:
+            raw = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data
+            file.write(raw)
+            digest.update(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def tensors_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Size of the file that `write_tensors` would write; "meta" tensors are enough."""
+    _, head = _head(tensors)
+    return len(head) + sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _head(tensors: Mapping[str, Tensor]) -> tuple[list[str], bytes]:
+    """The order of the tensors in the file, and the bytes before the first."""
     names = {dtype: name for name, dtype in _DTYPES.items()}
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -50,18 +71,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for part in (len(text).to_bytes(8, "little"), text):
-            file.write(part)
-            digest.update(part)
-        for name in order:
-            raw = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data
-            file.write(raw)
-            digest.update(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
+    return order, len(text).to_bytes(8, "little") + text
 
 
 def read_file(path: Path, limit: int | None = None) -> bytearray:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from finepruning.errors import ArgumentError, CaptureError, ModelFileError
 from finepruning.sparse import aten
-from finepruning.sparse.container import parse_json, parse_tensors, read_file, write_tensors
+from finepruning.sparse.container import parse_json, parse_tensors, read_file, tensors_bytes, write_tensors
 from finepruning.sparse.csr import CSR
 from finepruning.sparse.graph import Graph, fields, from_json, short, to_json
 from finepruning.sparse.shapes import Stored, infer
@@ -103,6 +103,24 @@ def _sync(path: Path) -> None:
 
 
 def _write(model: StoredModel, directory: Path) -> None:
+    flat, table = _flat(model)
+    digest = write_tensors(flat, directory / WEIGHTS)
+    config = directory / CONFIG
+    with config.open("w", encoding="utf-8") as file:
+        file.write(_document(model, table, digest))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def stored_bytes(model: StoredModel) -> int:
+    """Bytes of the two files that `save` would write; only the sizes of the tensors matter."""
+    flat, table = _flat(model)
+    text = _document(model, table, hashlib.sha256().hexdigest())
+    return tensors_bytes(flat) + len(text.encode("utf-8"))
+
+
+def _flat(model: StoredModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of model.safetensors, and the table of config.json that says what they are."""
     flat: dict[str, Tensor] = {}
     table: dict[str, Any] = {}
     for name, stored in model.tensors.items():
@@ -118,8 +136,10 @@ def _write(model: StoredModel, directory: Path) -> None:
         else:
             flat[name] = stored
         table[name] = entry
-    weights = directory / WEIGHTS
-    digest = write_tensors(flat, weights)
+    return flat, table
+
+
+def _document(model: StoredModel, table: Mapping[str, Any], digest: str) -> str:
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -131,14 +151,9 @@ def _write(model: StoredModel, directory: Path) -> None:
         "provenance": model.provenance,
     }
     try:
-        text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
+        return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise ArgumentError(f"classes, preprocessing and provenance must be plain JSON: {error}") from None
-    config = directory / CONFIG
-    with config.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def load(path: str | os.PathLike[str]) -> StoredModel:

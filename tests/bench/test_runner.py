@@ -73,6 +73,19 @@ def test_layers_are_timed_next_to_dense_ones(model_dir: Path) -> None:
         assert row["kernel"]
 
 
+def test_layers_of_16_bit_weights_have_the_floor_of_their_bytes(model_dir: Path) -> None:
+    options = BenchOptions(
+        batches=(1,), threads=1, peers=(), memory=False, seconds=0.001, layers=True, dtype="bfloat16"
+    )
+    result = bench(model_dir, "small", options)
+    linear = next(row for row in result["layers"] if row["op"] == "linear")
+    limits = result["limits"]
+    read_ms = 4e3 * linear["nnz"] / (1e9 * limits["gbytes_per_second"])
+    compute_ms = 1e3 * linear["nnz"] / (1e9 * limits["gmacs_per_second"])
+    assert linear["floor_ms"] == pytest.approx(max(read_ms, compute_ms))
+    assert linear["dense_ms"] > 0
+
+
 def test_memory_counts_at_least_the_weights(model_dir: Path) -> None:
     if not memory.available():
         pytest.skip("this system does not report the peak resident set")

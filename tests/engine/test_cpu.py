@@ -3,82 +3,18 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cpu_plans import attributes, check, conv_step, plan_of, pruned, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from finepruning import _core
 from finepruning.engine.cpu import CpuExecutor
-from finepruning.engine.plan import Plan, Step, Value
+from finepruning.engine.plan import Step
 from finepruning.errors import InputError
 from finepruning.sparse.csr import CSR
-
-ISAS = sorted({kernel["isa"] for kernel in _core.kernels()})
-TOLERANCE = 1e-5
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("FINEPRUNING_ISA", request.param)
-    name: str = request.param
-    assert _core.isa() == name
-    return name
-
-
-def pruned(shape: tuple[int, ...], density: float, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(shape, generator=generator)
-    return weight * (torch.rand(shape, generator=generator) < density)
-
-
-def plan_of(steps: list[Step], shapes: dict[str, tuple[int, ...]], **more: Any) -> Plan:
-    values = {name: Value(name, tuple(shape)) for name, shape in shapes.items()}
-    return Plan(tuple(steps), values, "x", steps[-1].output, **more)
-
-
-def poison(executor: CpuExecutor) -> None:
-    """Fill the arena that the next call will use with NaN: nothing stale may reach a result."""
-    program = executor._built.program
-    context = program.acquire(torch.get_num_threads())
-    for buffer, number in executor._built.ids.items():
-        if buffer.kind == "arena":
-            program.view(context, number)[:] = float("nan")
-    program.release(context)
-
-
-def check(executor: CpuExecutor, x: Tensor, expected: Tensor) -> None:
-    poison(executor)
-    result = executor(x)
-    assert result.shape == expected.shape
-    error = (result.double() - expected.double()).norm()
-    assert error <= TOLERANCE * max(expected.double().norm().item(), 1e-30)
-
-
-def conv_step(weight: Tensor, bias: Tensor | None, attrs: dict[str, Any], **more: Any) -> Step:
-    return Step("conv", "conv2d", ("x",), "y", attrs, CSR.from_dense(weight), bias, **more)
-
-
-def attributes(stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> dict[str, Any]:
-    pair = [value if isinstance(value, tuple) else (value, value) for value in (stride, padding, dilation)]
-    return {"stride": pair[0], "padding": pair[1], "dilation": pair[2], "groups": groups}
-
-
-def reference(x: Tensor, weight: Tensor, bias: Tensor | None, attrs: dict[str, Any]) -> Tensor:
-    return F.conv2d(
-        x.double(),
-        weight.double(),
-        None if bias is None else bias.double(),
-        attrs["stride"],
-        attrs["padding"],
-        attrs["dilation"],
-        attrs["groups"],
-    )
-
 
 CASES = {
     "map narrower than a vector": ((8, 13, 13), (16, 8, 3, 3), attributes(padding=1)),

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from finepruning.kernels import naive
-from finepruning.kernels.conv2d import sparse_conv2d, tile_shape
+from finepruning.kernels import conv2d, naive
+from finepruning.kernels.conv2d import column_steps, sparse_conv2d
+from finepruning.kernels.conv2d_tile import Tile, run_length, tile_shape
 from kernel_cases import DEVICE, assert_close, border_is_zero, bordered, poisoned, sparse_weight
 
 # batch, channels, height, width, out channels, kernel, stride, padding, dilation, groups, density
@@ -94,8 +95,54 @@ def test_output_of_any_strides(memory_format):
     assert_close(y, expected)
 
 
-def test_tiles_fill_the_device_before_they_grow():
-    assert tile_shape(rows=512, outputs=64 * 28 * 28) == (4, 512)
-    weights, outputs = tile_shape(rows=64, outputs=49)
-    assert (weights, outputs) == (32, 64)
-    assert tile_shape(rows=1000, outputs=1) == (128, 1)
+@pytest.mark.parametrize("kernel", [(1, 1), (1, 3), (3, 1), (3, 3), (11, 7)])
+def test_columns_become_offsets_without_remainders(kernel):
+    by_channel, by_row, by_tap = column_steps(1000, 40, 3, kernel)
+    taps = kernel[0] * kernel[1]
+    for column in range(4 * taps):
+        channel, tap = divmod(column, taps)
+        expected = channel * 1000 + tap // kernel[1] * 40 + tap % kernel[1] * 3
+        actual = column * by_tap + column // kernel[1] * by_row + column // taps * by_channel
+        # A kernel of one column skips what by_row would add for nothing.
+        assert actual == expected
+
+
+@pytest.mark.parametrize(
+    ("tile", "batch"),
+    [
+        (Tile(1, 32, 1, 1, 1), 1),
+        (Tile(2, 32, 1, 8, 4), 3),
+        (Tile(2, 32, 8, 1, 8), 1),
+        (Tile(1, 64, 4, 2, 4), 2),
+        (Tile(4, 128, 8, 2, 8), 4),
+    ],
+)
+@pytest.mark.parametrize("name", ["groups", "uneven", "depthwise"])
+def test_every_tile_gives_the_same(name, tile, batch, monkeypatch):
+    """Rows in blocks of 4 and 8 end inside a slice, runs beyond the map, shares beyond a row's weights."""
+    monkeypatch.setitem(SHAPES, name, (batch, *SHAPES[name][1:]))
+    monkeypatch.setattr(conv2d, "tile_shape", lambda *_: tile)
+    x, weight, geometry, expected = _case(name)
+    y, memory = poisoned(tuple(expected.shape), 1)
+    sparse_conv2d(bordered(x, max(geometry["padding"])), weight, y, halo=1, **geometry)
+    assert_close(y, expected)
+    assert border_is_zero(memory, tuple(expected.shape), 1)
+
+
+def test_lanes_hold_as_many_images_as_are_aligned():
+    for batch, dtype, lanes in ((1, torch.float16, 1), (6, torch.float16, 2), (24, torch.float16, 8)):
+        x, _ = poisoned((batch, 2, 3, 3), 1, dtype)
+        assert run_length(x) == 32 * lanes
+    assert run_length(torch.empty(8, 2, 3, 3)) == 32  # images are not innermost
+
+
+def test_tiles_suit_the_layer():
+    """Few outputs: warps share the weights of a row. Many: rows share what they read."""
+    small = tile_shape(rows=384, stored=384 * 173, outputs=169, run=32, itemsize=2)
+    assert small.rows == 1
+    assert small.split >= 4
+    assert small.runs * small.run >= 128
+    large = tile_shape(rows=512, stored=512 * 460, outputs=64 * 28 * 28, run=256, itemsize=2)
+    assert large.rows > 1
+    assert large.split <= 2
+    assert large.runs >= 2
