@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from finepruning.commands.config_file import read_config
 from finepruning.commands.options import Debug, with_config_options
+from finepruning.commands.output import AsJson, print_json
 from finepruning.config import CompressConfig
 from finepruning.errors import ArgumentError
 
@@ -30,7 +30,7 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON at the end.")] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
     **given: Any,
 ) -> None:
@@ -40,6 +40,7 @@ def command(
     [dim]finepruning compress photos/ --model resnet50 --target-density 0.05[/dim]
     [dim]finepruning compress --from runs/latest --target-density 0.02[/dim]
     [dim]finepruning compress --resume runs/latest[/dim]
+    [dim]finepruning compress photos/ --dry-run --json[/dim]
     """
     asked = {name: value for name, value in given.items() if value is not None}
     if resume is not None and (asked or config is not None):
@@ -54,7 +55,7 @@ def command(
     else:
         content = _compress(settings, resume)
     if as_json:
-        typer.echo(json.dumps(content, indent=2))
+        print_json(content)
         return
     from finepruning.report.summary import show_dry_run, show_summary
     from finepruning.report.terminal import make_console
