@@ -92,15 +92,23 @@ class RunDirectory:
         Raises:
             RunError: there is no run in this directory, or another process holds it.
         """
-        if not path.is_dir():
-            raise RunError(f"{path} is not a run directory: there is no such folder")
-        if not (path / CONFIG).is_file():
-            raise RunError(f"{path} is not a run directory: it has no {CONFIG}")
+        _check_run(path)
         return cls(path.resolve())
 
     def on_main(self) -> RunDirectory:
         """This directory for what only rank 0 of several processes does."""
         return self
+    @classmethod
+    def peek(cls, path: Path) -> RunDirectory:
+        """Only read a run, which nobody needs to hold for that once it has finished.
+
+        Raises:
+            RunError: there is no run in this directory.
+        """
+        _check_run(path)
+        run = cls.__new__(cls)
+        run.path, run._lock = path, None
+        return run
 
     def close(self) -> None:
         if self._lock is not None:
@@ -228,6 +236,13 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _check_run(path: Path) -> None:
+    if not path.is_dir():
+        raise RunError(f"{path} is not a run directory: there is no such folder")
+    if not (path / CONFIG).is_file():
+        raise RunError(f"{path} is not a run directory: it has no {CONFIG}")
 
 
 def check_new(path: Path) -> None:
