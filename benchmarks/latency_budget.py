@@ -4,9 +4,9 @@
 
 The dense latency is that of the fastest dense runtime installed, as `finepruning bench` measures it, batch 1.
 Weights are random and nothing is trained: each layer gets such a scale that all would keep the same share,
-and the target decides how much that is, from its table of costs and by running the network (docs/method.md,
-Budgets). The network is then written, loaded and measured by `finepruning bench`. Done rows are kept: a
-run that was stopped goes on where it was. Results lie in benchmarks/results/latency_budget.json.
+and the target decides how much that is, from its table of costs and by running the network; see Budgets in
+docs/method.md. The network is then written, loaded and measured by `finepruning bench`. Done rows are kept,
+so a stopped run goes on where it was; results lie in benchmarks/results/latency_budget.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from finepruning.config import CompressConfig
 from finepruning.pruning import ALLOCATION_RULES, Surgery, kept, prunable_layers, theta_for
 from finepruning.sparse.storage import StoredModel
 from finepruning.targets import LatencyTarget
-from finepruning.targets.latency_table import latency_table
+from finepruning.targets.latency_table import latency_table, network_ms
 
 RESULTS = Path(__file__).parent / "results" / "latency_budget.json"
 SIZE = 224
@@ -59,7 +59,7 @@ def request_row(network: str, dense: dict[str, Any], share: float) -> dict[str, 
 
     sizes = {name: weight.numel() for name, weight in layers.items()}
     table = latency_table(capture(module), sizes, 1, torch.device("cpu"), print)
-    target = LatencyTarget(config, table, capture)
+    target = LatencyTarget(config, table, capture, network_ms)
     surgery = Surgery(layers)
     theta = evenly(surgery.saliency())
     target.begin(1, surgery.saliency())

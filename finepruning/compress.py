@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from finepruning import continuation, data, mistakes, models, tensorboard_log
-from finepruning.config import DEFAULT_DENSITY, TARGETS, CompressConfig
+from finepruning.config import CHANGEABLE, DEFAULT_DENSITY, TARGETS, CompressConfig
 from finepruning.environment import describe_environment
-from finepruning.errors import DeviceError, FinepruningError, RunError
+from finepruning.errors import ArgumentError, DataError, DeviceError, FinepruningError, RunError
 from finepruning.loop import Loop
+from finepruning.memory import memory_errors
 from finepruning.phases import Phase, phases
 from finepruning.progress import NoProgress, Progress
 from finepruning.pruning import kept, prunable_layers
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from finepruning.sparse.storage import StoredModel
 
 EXPORT = "export and test"
+_MORE_MEMORY = (
+    "what was saved is intact: free memory and continue with --resume, or start again with a smaller "
+    "--batch-size, --image-size or --workers"
+)
 
 
 class Interrupted(FinepruningError):  # noqa: N818  (it is no failure)
@@ -43,7 +49,11 @@ class Interrupted(FinepruningError):  # noqa: N818  (it is no failure)
 
 
 def compress(
-    config: CompressConfig, *, progress: Progress | None = None, resume: Path | None = None
+    config: CompressConfig,
+    *,
+    progress: Progress | None = None,
+    resume: Path | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune and prune a network, and write the run directory.
 
@@ -53,21 +63,24 @@ def compress(
         resume: a run directory to continue after the last epoch or trial it completed. On the CPU, with
             the same number of threads, the result is the one an uninterrupted run would have had. A
             finished run is left as it is.
+        changes: with ``resume``, options of `CHANGEABLE` that the run goes on with and keeps.
 
     Returns:
         The report, as in ``report.json``.
 
     Raises:
-        ArgumentError, DataError, ModelFileError, DeviceError: before anything is written.
+        ArgumentError, ModelFileError: before anything is written.
+        DataError: also where an image can no longer be read.
+        DeviceError: there is no such device, or memory does not suffice.
         RunError: the run directory cannot be written, read or taken up.
         TrainingError: the loss became NaN or infinite.
         Interrupted: on KeyboardInterrupt, once there is a run to resume.
     """
     progress = progress or NoProgress()
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=cuda), memory_errors(_MORE_MEMORY):
         if resume is not None:
-            return _resume(Path(resume), progress)
+            return _resume(Path(resume), progress, changes or {})
         resolved = resolve(config)
         assert resolved.out is not None
         assert resolved.device is not None
@@ -112,13 +125,15 @@ def dry_run(config: CompressConfig) -> dict[str, Any]:
 def _planned_rounds(
     config: CompressConfig, target: Target, layers: dict[str, nn.Parameter]
 ) -> list[dict[str, Any]]:
-    """What each round keeps if the weights stay as they are; what a target has to see decides later."""
+    """What each round keeps if the weights stay as they are and accuracy always holds."""
     rounds = []
     magnitudes = [weight.detach().abs() for weight in layers.values()]
+    target.judge(0, 1.0, 1.0)
     for number in range(1, config.rounds + 1):
         target.begin(number, magnitudes)
         weights = kept(target.keep, magnitudes)
         rounds.append({"round": number, "budget": target.density, "weights": weights})
+        target.judge(number, 1.0, target.density)
     return rounds
 
 
@@ -158,13 +173,13 @@ def resolve(config: CompressConfig) -> CompressConfig:
     return resolved
 
 
-def _resume(path: Path, progress: Progress) -> dict[str, Any]:
+def _resume(path: Path, progress: Progress, changes: Mapping[str, Any]) -> dict[str, Any]:
     with RunDirectory.open(path) as run:
         report = run.report()
         if report is not None:
             progress.message(f"{run.path} is finished already; its report is {run.path / REPORT}")
             return report
-        config = dataclasses.replace(run.config(), out=str(run.path))
+        config = _changed(dataclasses.replace(run.config(), out=str(run.path)), changes)
         _device(config.device)
         threads = run.environment().get("threads")
         if threads != torch.get_num_threads():
@@ -179,7 +194,22 @@ def _resume(path: Path, progress: Progress) -> dict[str, Any]:
             dataclasses.replace(config, weights=str(own)) if copied else config, progress
         )
         _check_unchanged(run, splits)
+        if changes:
+            run.write_config(config)
+            progress.message(f"goes on with {', '.join(f'{n} {getattr(config, n):g}' for n in changes)}")
         return _run(config, splits, network, _target(config, splits, network, progress), run, progress)
+
+
+def _changed(config: CompressConfig, changes: Mapping[str, Any]) -> CompressConfig:
+    if unknown := [name for name in changes if name not in CHANGEABLE]:
+        raise ArgumentError(
+            f"a run goes on with its own {', '.join(unknown)}; only {', '.join(CHANGEABLE)} can change"
+        )
+    values = dict(changes)
+    for name, of_pruning in (("lr", "prune_lr"), ("max_grad_norm", "prune_max_grad_norm")):
+        if name in values and getattr(config, name) == getattr(config, of_pruning):
+            values.setdefault(of_pruning, values[name])  # it was left to follow
+    return dataclasses.replace(config, **values)
 
 
 def _content(splits: data.Splits) -> dict[str, Any]:
@@ -248,9 +278,12 @@ def _run(
         loop.run()
         progress.start(EXPORT)
         target.trim(network.module)
-        return _finish(config, splits, network, target, run, loop, progress)
+        with run.writing():
+            return _finish(config, splits, network, target, run, loop, progress)
     except KeyboardInterrupt:
         raise Interrupted(run.path) from None
+    except DataError as error:  # every image was intact when the run began
+        raise DataError(f"{error}; restore it and continue with --resume {run.path}") from error
 
 
 def _finish(
@@ -270,8 +303,9 @@ def _finish(
     device = torch.device(config.device or "cpu")
     module = network.module.eval().to(memory_format=torch.contiguous_format)
     place = run.path / "model"
-    if place.exists():
-        shutil.rmtree(place)  # from an export that was interrupted
+    for left in (place, *run.path.glob(".model-*")):  # by an export that was interrupted
+        if left.exists():
+            shutil.rmtree(left)
     _sparse_model(config, splits, network).save_pretrained(place)
     progress.advance()
     accuracy = _test(module, splits, device)
@@ -286,7 +320,7 @@ def _finish(
     seconds = {**loop.facts.seconds, "export": time.perf_counter() - started}
     seconds["total"] = sum(seconds.values())
     layers = _layers(loop.layers)
-    last = _last(loop)
+    last = _last(loop, splits)
     content: dict[str, Any] = {
         "name": run.path.name,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -298,8 +332,9 @@ def _finish(
         "dense_accuracy": dense_accuracy.accuracy,
         "dense_validation_loss": loop.facts.dense["validation_loss"],
         "accuracy": accuracy.accuracy,
+        "validation_accuracy": last["accuracy"],
         "sparse_accuracy": answers.accuracy,
-        "density": sum(layer["nnz"] for layer in layers) / sum(layer["size"] for layer in layers),
+        "density": _density(layers),
         "target_density": config.target_density,
         "bytes_dense": (run.path / DENSE).stat().st_size,
         "bytes_sparse": sum(file.stat().st_size for file in place.rglob("*") if file.is_file()),
@@ -309,7 +344,7 @@ def _finish(
         "seconds": seconds,
         "rounds": loop.facts.rounds,
         "from_run": loop.facts.from_run,
-        "pareto": _pareto(run, loop, last),
+        "pareto": _pareto(run, loop, {**last, "density": _density(layers)}),
         "history": loop.facts.history,
         "confusion": mistakes.describe(answers, splits.test, run.path),
     }
@@ -357,8 +392,17 @@ def _layers(layers: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
     return rows
 
 
-def _last(loop: Loop) -> dict[str, float]:
+def _density(layers: list[dict[str, Any]]) -> float:
+    return float(sum(layer["nnz"] for layer in layers) / sum(layer["size"] for layer in layers))
+
+
+def _last(loop: Loop, splits: data.Splits) -> dict[str, float]:
     """Validation figures of the network as it is at the end."""
+    if loop.config.max_accuracy_drop is not None:  # it may have gone back to an earlier state
+        result = evaluate(
+            loop.module, splits.validation.batches(32), torch.device(loop.config.device or "cpu")
+        )
+        return {"loss": result.loss, "accuracy": result.accuracy}
     entry = loop.facts.history[-1] if loop.facts.history else loop.facts.rounds[-1]
     return {"loss": entry["validation_loss"], "accuracy": entry["validation_accuracy"]}
 
@@ -371,7 +415,7 @@ def _pareto(run: RunDirectory, loop: Loop, last: dict[str, float]) -> list[dict[
         _point(1.0, dense["validation_loss"], dense["validation_accuracy"], "dense"),
         *(_point(t.density, t.loss, t.accuracy, "trial") for t in run.trials()),
         *(_point(r["density"], r["validation_loss"], r["validation_accuracy"], "round") for r in rounds),
-        _point(rounds[-1]["density"], last["loss"], last["accuracy"], "final"),
+        _point(last["density"], last["loss"], last["accuracy"], "final"),
     ]
 
 

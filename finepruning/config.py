@@ -14,9 +14,11 @@ DENSITY_SCHEDULES = ("geometric", "cubic")
 LR_SCHEDULES = ("cosine", "hold", "rise")
 SALIENCIES = ("magnitude", "fisher")
 OPTIMIZERS = ("sgd", "adam")
-TARGETS = ("target_density", "target_bytes", "target_latency")
+TARGETS = ("target_density", "target_bytes", "target_latency", "max_accuracy_drop")
 DEFAULT_DENSITY = 0.1
 PRECISIONS = ("auto", "float32", "bfloat16")
+CHANGEABLE = ("lr", "prune_lr", "max_grad_norm", "prune_max_grad_norm")
+"""What a resumed run may go on with otherwise than it began, such as after its loss became no number."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class CompressConfig:
         target_bytes: most bytes of the model directory, instead of a density.
         target_latency: most milliseconds that the engine takes on the run's device with PyTorch's number of
             threads, instead of a density. latency_batch: for so many images.
+        max_accuracy_drop: percentage points of validation accuracy that may be lost: the rounds look for the
+            smallest network that keeps the rest, instead of a density.
         rounds: rounds of (search, fine-tuning). trials: evaluations per search. epochs: epochs per round.
         dense_epochs: epochs of dense fine-tuning before the first round.
         density_schedule: how the density falls over the rounds: "geometric" (equal ratios) or "cubic" (fast
@@ -86,6 +90,7 @@ class CompressConfig:
     target_bytes: int | None = None
     target_latency: float | None = None
     latency_batch: int = 1
+    max_accuracy_drop: float | None = None
     rounds: int = 12
     trials: int = 8
     epochs: int = 1
@@ -183,6 +188,11 @@ class CompressConfig:
         if self.target_density is not None and not 0.0 < self.target_density <= 1.0:
             raise ArgumentError(f"target_density is {self.target_density}; it must be above 0 and at most 1")
         self._at_least("target_bytes", 1)
+        if self.max_accuracy_drop is not None and not 0.0 <= self.max_accuracy_drop < 100.0:
+            raise ArgumentError(
+                f"max_accuracy_drop is {self.max_accuracy_drop}; it must be at least 0 and below 100, in "
+                "percentage points: 1 lets 95 % become 94 %"
+            )
 
     def _at_least(self, name: str, smallest: int) -> None:
         value = getattr(self, name)

@@ -7,6 +7,7 @@ its state goes to disk; a resumed loop starts at the step after the last one sav
 from __future__ import annotations
 
 import copy
+import math
 import random
 import time
 from contextlib import nullcontext
@@ -20,8 +21,9 @@ from finepruning import search_images
 from finepruning.config import CompressConfig
 from finepruning.data import Splits
 from finepruning.errors import RunError, TrainingError
+from finepruning.good_state import GoodState
 from finepruning.loop_state import LoopState, from_tensors, to_tensors
-from finepruning.phases import Facts, Phase, phases
+from finepruning.phases import Facts, Phase, learning_rate, phases, recipe
 from finepruning.progress import Progress
 from finepruning.pruning import (
     ALLOCATION_RULES,
@@ -49,14 +51,11 @@ from finepruning.targets import Target
 from finepruning.tensorboard_log import TensorBoardLog
 from finepruning.training import (
     Evaluation,
-    Recipe,
     StartingPoint,
     WeightAverage,
-    cosine,
     evaluate,
     make_optimizer,
     remembered_by,
-    rise_and_decay,
     sensitivities,
     set_dropout,
     train_epoch,
@@ -89,7 +88,8 @@ class Loop:
         self._state = LoopState()
         self._teacher: nn.Module | None = None
         self._start = StartingPoint(module, config.l2_sp) if config.l2_sp > 0 else None
-        self.facts = Facts()
+        self._good = GoodState(run, module, self.layers, self._device)
+        self.facts = Facts(target=target.state)
         self._restore()
         if self.facts.from_run is not None:
             target.start = self.facts.from_run["density"]
@@ -120,6 +120,7 @@ class Loop:
             self.facts.phase, self.facts.step = self.facts.phase + 1, 0
             self._state.optimizer = {}
             self._save()
+            self._good.forget_before(self._target.state.get("good", 0))
         if self._board is not None:
             self._board.close()
 
@@ -132,7 +133,9 @@ class Loop:
         surgery, facts = self._state.surgery, self.facts
         if self.config.saliency == "fisher":
             images = search_images.fisher(self.config, self.splits, phase.round)
-            surgery.sensitivity = sensitivities(self.module, self.layers, images, self._recipe(phase))
+            surgery.sensitivity = sensitivities(
+                self.module, self.layers, images, recipe(self.config, phase, self._device)
+            )
         self._target.begin(phase.round, surgery.saliency())
         entry: dict[str, Any] = {
             "round": phase.round,
@@ -169,7 +172,6 @@ class Loop:
         cut(self._target.keep)
         if phase.round == self.config.rounds:
             self._target.settle(self.module, cut)
-        facts.target = self._target.state
         if self._board is not None:
             masks = zip(self.layers, surgery.masks, strict=True)
             self._board.round(phase.round, {name: float(mask.float().mean()) for name, mask in masks})
@@ -194,7 +196,7 @@ class Loop:
             space,
             search_images.scoring(config, self.splits),
             search_images.calibration(config, self.splits, self.module),
-            self._recipe(phase),
+            recipe(self.config, phase, self._device),
             self._look_ahead(phase),
         )
         trials = [trial for trial in self._run.trials() if trial.round == phase.round]
@@ -255,14 +257,7 @@ class Loop:
         torch.manual_seed(derive_seed(config.seed, "network", *place))  # dropout draws from the global one
         draw = random.Random(derive_seed(config.seed, "surgery", *place))
         peak = config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
-        warmup = min(config.warmup, phase.epochs / 2) if phase.kind == "dense" else 0.0
-
-        def rate(step: int) -> float:
-            if phase.kind == "round" and config.lr_schedule == "hold":
-                return peak
-            if config.lr_schedule == "rise":
-                return rise_and_decay(epoch * steps + step, phase.epochs * steps, peak)
-            return cosine(epoch * steps + step, phase.epochs * steps, peak, round(warmup * steps))
+        rate = learning_rate(config, phase, epoch, steps)
 
         def after_step(step: int, loss: float) -> None:
             if phase.kind == "round" and config.splicing:
@@ -284,19 +279,25 @@ class Loop:
                     augment=True,
                     drop_last=True,
                 ),
-                self._recipe(phase),
+                recipe(self.config, phase, self._device),
                 rate,
                 surgery=surgery,
                 teacher=self._teacher,
                 start=self._start,
                 after_step=after_step,
             )
+            result = self._validate()
+            if not math.isfinite(result.loss):
+                raise TrainingError(f"the validation loss became {result.loss}")
         except TrainingError as error:
+            prefix = "--" if phase.kind == "dense" else "--prune-"
+            options = f"{prefix}lr {peak / 4:.2g}"
+            if not 0 < recipe(config, phase, self._device).max_grad_norm <= 1:
+                options += f" {prefix}max-grad-norm 1"
             raise TrainingError(
-                f"{phase.title}, epoch {epoch + 1}: {error}. The last good state is kept in "
-                f"{self._run.path}; start again with a lower --lr (now {config.lr:g}) or --max-grad-norm 1"
+                f"{phase.title}, epoch {epoch + 1}: {error}. The last good state is kept: continue from it "
+                f"with --resume {self._run.path} {options}"
             ) from None
-        result = self._validate()
         seconds = time.perf_counter() - started
         self._record(phase, epoch, loss, result, rate(0), seconds)
 
@@ -333,6 +334,8 @@ class Loop:
                 with self._state.surgery.dense():
                     self._state.average.apply()
                 self._state.average = None
+            if phase.epochs:
+                self._judge(phase.round + 1, self.facts.history[-1]["validation_accuracy"])
             return
         if phase.epochs:
             last = self.facts.history[-1]
@@ -343,9 +346,20 @@ class Loop:
         if phase.kind == "dense":
             self.facts.dense = figures
             self._run.write_tensors(DENSE, self.module.state_dict(), figures)
+            self._judge(0, figures["validation_accuracy"])
             return
         self.facts.rounds[-1] |= {**figures, "density": self._density(), "spliced": self.facts.spliced}
         self.facts.previous = self.facts.theta
+        self.facts.rounds[-1]["held"] = self._judge(phase.round, figures["validation_accuracy"])
+
+    def _judge(self, number: int, accuracy: float) -> bool | None:
+        """Remember the state after this round, or go back to the last one remembered, as the target says."""
+        wanted = self._target.judge(number, accuracy, self._density())
+        if wanted:
+            self._good.keep(number, self._state)
+        elif wanted is not None:
+            self._state = self._good.restore(self._target.state["good"])
+        return wanted
 
     def _validate(self) -> Evaluation:
         batches = self.splits.validation.batches(self.config.batch_size)
@@ -356,20 +370,6 @@ class Loop:
         if self._state.surgery is None:
             return 1.0
         return self._state.surgery.kept / sum(weight.numel() for weight in self.layers.values())
-
-    def _recipe(self, phase: Phase) -> Recipe:
-        config = self.config
-        limit = config.max_grad_norm
-        if phase.kind != "dense" and config.prune_max_grad_norm is not None:
-            limit = config.prune_max_grad_norm
-        return Recipe(
-            self._device,
-            config.precision,
-            max_grad_norm=limit,
-            distillation=config.distillation,
-            temperature=config.temperature,
-            label_smoothing=config.label_smoothing,
-        )
 
     def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
         """The phase's optimizer, in the state it was saved in."""
@@ -406,7 +406,10 @@ class Loop:
             return
         tensors, facts = stored
         self.facts = Facts(**facts)
-        self._target.state = self.facts.target
+        if self.facts.target:
+            self._target.state = self.facts.target
+        else:  # the beginning of a run that starts from another
+            self.facts.target = self._target.state
         try:
             self._state = from_tensors(
                 tensors,

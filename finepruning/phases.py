@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from finepruning.config import CompressConfig
+from finepruning.training import Recipe, cosine, rise_and_decay
 
 
 @dataclass(frozen=True)
@@ -74,3 +78,33 @@ def budget(config: CompressConfig, number: int, target: float | None = None, sta
     if config.density_schedule == "cubic":
         return float(target + (start - target) * (1.0 - done) ** 3)
     return float(start * (target / start) ** done)
+
+
+def recipe(config: CompressConfig, phase: Phase, device: torch.device) -> Recipe:
+    """How a phase trains."""
+    limit = config.max_grad_norm
+    if phase.kind != "dense" and config.prune_max_grad_norm is not None:
+        limit = config.prune_max_grad_norm
+    return Recipe(
+        device,
+        config.precision,
+        max_grad_norm=limit,
+        distillation=config.distillation,
+        temperature=config.temperature,
+        label_smoothing=config.label_smoothing,
+    )
+
+
+def learning_rate(config: CompressConfig, phase: Phase, epoch: int, steps: int) -> Callable[[int], float]:
+    """Learning rate of a step of epoch ``epoch`` (from 0), which has ``steps``."""
+    peak = config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
+    warmup = min(config.warmup, phase.epochs / 2) if phase.kind == "dense" else 0.0
+
+    def rate(step: int) -> float:
+        if phase.kind == "round" and config.lr_schedule == "hold":
+            return peak
+        if config.lr_schedule == "rise":
+            return rise_and_decay(epoch * steps + step, phase.epochs * steps, peak)
+        return cosine(epoch * steps + step, phase.epochs * steps, peak, round(warmup * steps))
+
+    return rate

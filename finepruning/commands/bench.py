@@ -10,6 +10,7 @@ import typer
 from finepruning.commands.options import DEFAULT_RUN, Debug
 from finepruning.commands.output import AsJson, check_folder, json_text, print_json
 from finepruning.errors import ArgumentError
+from finepruning.files import replace_file
 
 
 def command(
@@ -97,7 +98,7 @@ def command(
         _keep(result, report, run)
     if output is not None:
         try:
-            output.write_text(json_text(result) + "\n", encoding="utf-8")
+            replace_file(output, (json_text(result) + "\n").encode())
         except OSError as error:
             raise ArgumentError(f"--output {output}: cannot be written ({error.strerror})") from error
 
@@ -134,7 +135,7 @@ def _keep(result: dict[str, Any], report: dict[str, Any], run: Path) -> None:
     from finepruning.report.writer import BENCH
 
     try:
-        (run / BENCH).write_text(json_text(result) + "\n", encoding="utf-8")
+        replace_file(run / BENCH, (json_text(result) + "\n").encode())
         write(run.resolve(), report)
     except OSError as error:
         _say(f"{run} cannot be written ({error.strerror}), so its report stays without these figures")

@@ -10,7 +10,7 @@ import typer
 from finepruning.commands.config_file import read_config
 from finepruning.commands.options import Debug, with_config_options
 from finepruning.commands.output import AsJson, print_json
-from finepruning.config import CompressConfig
+from finepruning.config import CHANGEABLE, CompressConfig
 from finepruning.errors import ArgumentError
 
 INTERRUPTED = 130
@@ -43,8 +43,9 @@ def command(
     [dim]finepruning compress photos/ --dry-run --json[/dim]
     """
     asked = {name: value for name, value in given.items() if value is not None}
-    if resume is not None and (asked or config is not None):
-        named = ", ".join(["--config"] * (config is not None) + ["--" + n.replace("_", "-") for n in asked])
+    own = [name for name in asked if name not in CHANGEABLE]
+    if resume is not None and (own or config is not None):
+        named = ", ".join(["--config"] * (config is not None) + ["--" + n.replace("_", "-") for n in own])
         raise ArgumentError(f"--resume continues a run with its own options; leave out {named}")
     values = {**(read_config(config) if config is not None else {}), **asked}
     settings = _settings(values)
@@ -53,7 +54,7 @@ def command(
 
         content = describe(settings)
     else:
-        content = _compress(settings, resume)
+        content = _compress(settings, resume, asked)
     if as_json:
         print_json(content)
         return
@@ -74,7 +75,7 @@ def _settings(values: dict[str, Any]) -> CompressConfig:
     return from_run(run, **values)
 
 
-def _compress(settings: CompressConfig, resume: Path | None) -> dict[str, Any]:
+def _compress(settings: CompressConfig, resume: Path | None, asked: dict[str, Any]) -> dict[str, Any]:
     from finepruning.report.progress import progress_for
 
     progress = progress_for()
@@ -82,7 +83,7 @@ def _compress(settings: CompressConfig, resume: Path | None) -> dict[str, Any]:
         from finepruning.compress import Interrupted, compress
 
         try:
-            return compress(settings, progress=progress, resume=resume)
+            return compress(settings, progress=progress, resume=resume, changes=asked if resume else None)
         except Interrupted as stop:
             said = f"interrupted; to continue: finepruning compress --resume {stop.run_dir}"
     except KeyboardInterrupt:

@@ -41,6 +41,8 @@ HELP: dict[str, dict[str, str]] = {
         "target_bytes": "Largest model directory instead, such as 500kB or 2MiB.",
         "target_latency": "Most milliseconds on the run's device and threads instead.",
         "latency_batch": "Images that --target-latency is for.",
+        "max_accuracy_drop": "Percentage points of validation accuracy that may be lost (1: 95 % may become "
+        "94 %); finds the smallest network instead.",
         "rounds": "Rounds of search and fine-tuning; the density falls to its target over them.",
         "trials": "Candidates that each search evaluates.",
         "epochs": "Epochs of fine-tuning in each round.",

@@ -6,7 +6,8 @@ from typing import Any
 
 from finepruning.report.text import percent_text, size_text
 
-DENSITY, BYTES = "target_density", "target_bytes"
+DENSITY, BYTES, LATENCY = "target_density", "target_bytes", "target_latency"
+DROP = "max_accuracy_drop"
 
 
 def asked(report: dict[str, Any], name: str) -> float | None:
@@ -26,3 +27,32 @@ def size_asked(report: dict[str, Any]) -> str:
     limit = asked(report, BYTES)
     text = size_text(report["bytes_sparse"])
     return text if limit is None else f"{text} ({report['bytes_sparse']} of at most {limit:.0f} bytes)"
+
+
+def latency_asked(report: dict[str, Any]) -> tuple[str, str, str] | None:
+    """What was measured, dense and compressed, and how, of a run that was asked for milliseconds."""
+    limit = asked(report, LATENCY)
+    if limit is None:
+        return None
+    found = report["target"]
+    where = found["device"]
+    if where == "cpu":
+        where += f", {found['threads']} thread{'s' * (found['threads'] != 1)}"
+    return (
+        f"{found['dense']:.3g} ms",
+        f"{found['reached']:.3g} ms of at most {limit:.3g} ms",
+        f"batch {found['batch']}, {where}",
+    )
+
+
+def accuracy_asked(report: dict[str, Any]) -> tuple[str, str] | None:
+    """Validation accuracy, dense and compressed, of a run that was asked to keep it."""
+    limit = asked(report, DROP)
+    if limit is None:
+        return None
+    found = report["target"]
+    reached, change = percent_text(found["validation_accuracy"]), f"{0.0 - found['reached']:+.1f}"
+    return (
+        percent_text(found["dense_validation_accuracy"]),
+        f"{reached} ({change} points, {limit:g} may be lost)",
+    )

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from finepruning.report.asked import BYTES, asked, density_asked
+from finepruning.report.asked import BYTES, accuracy_asked, asked, density_asked, latency_asked
 from finepruning.report.html_figures import densities, pareto, rounds, sensitivity, training, trials
 from finepruning.report.html_results import confusions, speed
 from finepruning.report.markup import Html, heading, paragraph, table
@@ -70,6 +70,16 @@ def _top(report: dict[str, Any], bench: dict[str, Any] | None) -> str:
             f"dense {size_text(report['bytes_dense'])}, {smaller:.1f}x",
         ),
     ]
+    drop = accuracy_asked(report)
+    if drop is not None:
+        reached, _, points = drop[1].partition(" (")
+        tiles.append((reached, f"validation accuracy, dense {drop[0]}", points.rstrip(")")))
+    latency = latency_asked(report)
+    if latency is not None:
+        dense, reached, where = latency
+        tiles.append(
+            (reached.partition(" of ")[0], f"{where}, of {reached.partition(' of ')[2]}", f"dense {dense}")
+        )
     best = next((row for row in (bench or {}).get("rows", []) if row.get("speedup")), None)
     if best is not None:
         ratio = best["speedup"]

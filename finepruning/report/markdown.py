@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from finepruning.report.asked import density_asked, size_asked
+from finepruning.report.asked import accuracy_asked, density_asked, latency_asked, size_asked
 from finepruning.report.text import (
     beginning_text,
     density_text,
@@ -70,7 +70,7 @@ def _headline(report: dict[str, Any]) -> str:
 
 
 def _outcome(report: dict[str, Any]) -> str:
-    images = report["images"]
+    images, latency, drop = report["images"], latency_asked(report), accuracy_asked(report)
     return _table(
         ("", "dense", "compressed"),
         [
@@ -78,6 +78,8 @@ def _outcome(report: dict[str, Any]) -> str:
             ("through the sparse engine", "", percent_text(report["sparse_accuracy"])),
             ("density", "1", f"{density_text(report['density'])} ({density_asked(report)})"),
             ("file", size_text(report["bytes_dense"]), size_asked(report)),
+            *([("validation accuracy", *drop)] if drop else []),
+            *([(f"latency ({latency[2]})", *latency[:2])] if latency else []),
         ],
     ) + (
         f"\n\n{len(report['classes'])} classes; {images['train']} images for training, "

@@ -49,6 +49,17 @@ class Target(Protocol):
         """The last round's masks are chosen: measure ``module`` with them and cut again where it is off."""
         ...
 
+    def judge(self, number: int, accuracy: float, density: float) -> bool | None:
+        """Round ``number`` (0: the dense phase; one more than there are: the final phase) has ended.
+
+        Args:
+            accuracy: on validation images. density: of the masks.
+
+        Returns:
+            True to remember this state, False to go back to the one remembered, None for neither.
+        """
+        ...
+
     def trim(self, module: nn.Module) -> None:
         """Training has ended: drop what is still too much."""
         ...
@@ -88,6 +99,9 @@ class DensityTarget:
 
     def settle(self, module: nn.Module, recut: Recut) -> None:
         pass
+
+    def judge(self, number: int, accuracy: float, density: float) -> bool | None:
+        return None
 
     def trim(self, module: nn.Module) -> None:
         pass
@@ -136,6 +150,9 @@ class CostTarget:
     @property
     def density(self) -> float:
         return float(self.state["density"])
+
+    def judge(self, number: int, accuracy: float, density: float) -> bool | None:
+        return None
 
     def trim(self, module: nn.Module) -> None:
         pass

@@ -10,10 +10,11 @@ from torch import nn
 from finepruning.config import CompressConfig
 from finepruning.pruning import prunable_layers
 from finepruning.sparse.storage import StoredModel
+from finepruning.targets.accuracy import AccuracyTarget
 from finepruning.targets.base import DensityTarget, Target
 from finepruning.targets.file_size import FileSizeTarget
 from finepruning.targets.latency import LatencyTarget
-from finepruning.targets.latency_table import latency_table
+from finepruning.targets.latency_table import latency_table, network_ms
 
 
 def choose(
@@ -34,9 +35,11 @@ def choose(
     layers = prunable_layers(module)
     if config.target_bytes is not None:
         return FileSizeTarget(config, layers, capture(module), capture)
+    if config.max_accuracy_drop is not None:
+        return AccuracyTarget(config, layers)
     if config.target_latency is not None:
         sizes = {name: weight.numel() for name, weight in layers.items()}
         device = torch.device(config.device or "cpu")
         table = latency_table(capture(module), sizes, config.latency_batch, device, say)
-        return LatencyTarget(config, table, capture)
+        return LatencyTarget(config, table, capture, network_ms)
     return DensityTarget(config, layers)

@@ -15,7 +15,7 @@ from finepruning.errors import ArgumentError
 from finepruning.pruning import prunable_layers
 from finepruning.sparse.storage import StoredModel, load
 from finepruning.targets.base import CostTarget, Recut
-from finepruning.targets.latency_table import LatencyTable, network_ms
+from finepruning.targets.latency_table import LatencyTable
 
 TARGET_LATENCY = "target_latency"
 ATTEMPTS = 4
@@ -36,9 +36,10 @@ class LatencyTarget(CostTarget):
         config: CompressConfig,
         table: LatencyTable,
         capture: Callable[[nn.Module], StoredModel],
-        measure: Callable[[StoredModel, int, torch.device], float] = network_ms,
+        measure: Callable[[StoredModel, int, torch.device], float],
     ) -> None:
-        """``capture`` makes of the network what its model directory will hold; ``measure`` times that.
+        """``capture`` makes of the network what its model directory will hold; ``measure`` times that, for
+        so many images on a device, in ms.
 
         Raises:
             ArgumentError: no density is fast enough.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_run import make_images, tiny_config, use_tiny_network
+from tiny_run import tiny_config
 from torch import nn
 
 from finepruning import SparseModel
@@ -19,21 +18,7 @@ from finepruning.progress import NoProgress
 from finepruning.pruning import prunable_layers
 from finepruning.targets.file_size import FileModel, FileSizeTarget
 
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    use_tiny_network(monkeypatch.setattr)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images") / "set"
-    make_images(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def bytes_config(images: Path, out: Path, size: int, **options: Any) -> CompressConfig:

@@ -13,7 +13,12 @@ from finepruning.compress import resolve
 from finepruning.config import TARGETS, CompressConfig
 from finepruning.errors import ArgumentError
 
-VALUES: dict[str, Any] = {"target_density": 0.2, "target_bytes": 1000}
+VALUES: dict[str, Any] = {
+    "target_density": 0.2,
+    "target_bytes": 1000,
+    "target_latency": 2.5,
+    "max_accuracy_drop": 1.0,
+}
 
 
 def test_a_run_without_a_target_keeps_a_tenth() -> None:
