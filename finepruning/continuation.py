@@ -116,6 +116,11 @@ def check(config: CompressConfig) -> None:
                 f"the options with finepruning.from_run({str(path)!r}, ...)"
             )
     start = read(path)
+    if config.max_accuracy_drop is not None:
+        raise ArgumentError(
+            f"max_accuracy_drop counts from the dense phase of the same run, but this one starts "
+            f"from {path}; give a target of density, bytes or latency, or start a new run"
+        )
     if config.target_density is None:
         if config.search != "none":
             raise ArgumentError(

@@ -12,7 +12,6 @@ import math
 import random
 import time
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ from finepruning.search import (
     new_trials,
 )
 from finepruning.seeding import derive_seed
-from finepruning.targets import Target
+from finepruning.targets import Recut, Target
 from finepruning.tensorboard_log import TensorBoardLog
 from finepruning.training import (
     Evaluation,
@@ -172,7 +171,7 @@ class Loop:
                 f"{phase.title}: {len(trials)} trials, validation loss {trials[0].loss:.3f} (global) -> "
                 f"{chosen.loss:.3f} ({chosen.kind})"
             )
-        cut = partial(surgery.cut, facts.theta, first=first)
+        cut = functools.partial(surgery.cut, facts.theta, first=first)
         cut(self._target.keep)
         if phase.round == self.config.rounds:
             self._target.state |= self._ranks.share(functools.partial(self._settle, cut))
@@ -183,7 +182,7 @@ class Loop:
         facts.spliced = 0
         facts.seconds["search"] += time.perf_counter() - started
 
-    def _settle(self, cut: Callable[[Keep], None]) -> dict[str, Any]:
+    def _settle(self, cut: Recut) -> dict[str, Any]:
         self._target.settle(self.module, cut)
         return self._target.state
 
@@ -257,6 +256,7 @@ class Loop:
         place = (phase.kind, phase.round, epoch)
         torch.manual_seed(derive_seed(config.seed, "network", *place))  # dropout draws from the global one
         draw = random.Random(derive_seed(config.seed, "surgery", *place))
+        peak = config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
         rate = learning_rate(config, phase, epoch, steps)
 
         def after_step(step: int, loss: float) -> None:
@@ -405,7 +405,10 @@ class Loop:
             return
         tensors, facts = stored
         self.facts = Facts(**facts)
-        self._target.state = self.facts.target
+        if self.facts.target:
+            self._target.state = self.facts.target
+        else:  # the beginning of a run that starts from another
+            self.facts.target = self._target.state
         try:
             self._state = from_tensors(
                 tensors,

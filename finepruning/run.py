@@ -98,6 +98,7 @@ class RunDirectory:
     def on_main(self) -> RunDirectory:
         """This directory for what only rank 0 of several processes does."""
         return self
+
     @classmethod
     def peek(cls, path: Path) -> RunDirectory:
         """Only read a run, which nobody needs to hold for that once it has finished.

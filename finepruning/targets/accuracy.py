@@ -25,6 +25,7 @@ class AccuracyTarget:
     """
 
     name = MAX_ACCURACY_DROP
+    start = 1.0
 
     def __init__(self, config: CompressConfig, layers: Mapping[str, nn.Parameter]) -> None:
         assert config.max_accuracy_drop is not None
