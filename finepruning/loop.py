@@ -256,7 +256,6 @@ class Loop:
         place = (phase.kind, phase.round, epoch)
         torch.manual_seed(derive_seed(config.seed, "network", *place))  # dropout draws from the global one
         draw = random.Random(derive_seed(config.seed, "surgery", *place))
-        peak = config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
         rate = learning_rate(config, phase, epoch, steps)
 
         def after_step(step: int, loss: float) -> None:

@@ -65,7 +65,7 @@ def compile_plan(plan: Plan) -> None:
     steps = {step.name: step for step in plan.steps}
     parts = [cuda_measure.alone(plan, steps[name], "sparse", torch.device("cpu")) for name in names]
     choices = {name: Choice("sparse", {}) for name in names}
-    order: Literal[contiguous, channels_last]
+    order: Literal["contiguous", "channels_last"]
     order = "channels_last" if plan.values[plan.input].dtype.itemsize == 2 else "contiguous"
     kept = []  # packed weights are shared by what is alive
     for part in (plan, *parts):
