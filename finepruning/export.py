@@ -65,7 +65,8 @@ def export(directory: Path, to: str, output: Path) -> dict[str, Any]:
     except OSError as error:
         raise ArgumentError(f"{output}: cannot be written ({error.strerror or error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing can be written, nothing can be removed
+            temporary.unlink(missing_ok=True)
     return {
         "output": str(output),
         "to": to,
