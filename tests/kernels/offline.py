@@ -139,9 +139,9 @@ def launches(dtype):
         x, y = empty(batch, 9216, dtype=dtype), empty(batch, 16, dtype=dtype)
         KERNELS["spmv" if batch == 1 else "spmm"].launch(x, fc, y, bias=bias, residual=y, activation="relu")
 
-    def convolution(batch, size, limit=common.MAX_OFFSET):
+    def convolution(batch, size, limit=common.MAX_OFFSET, conv=conv):
         x = empty(batch, 256, size, size, dtype=dtype, halo=1)
-        y = empty(batch, 16, size, size, dtype=dtype, halo=1)
+        y = empty(batch, conv.rows, size, size, dtype=dtype, halo=1)
         before, common.MAX_OFFSET = common.MAX_OFFSET, limit
         KERNELS["sparse_conv2d"].launch(
             x, conv, y, kernel=(3, 3), padding=(1, 1), bias=bias, residual=y, activation="relu", halo=1
@@ -151,7 +151,7 @@ def launches(dtype):
     result["spmv"] = lambda: linear(1)
     result["spmm batch 8"] = lambda: linear(8)
     result["spmm batch 64"] = lambda: linear(64)
-    result["sparse_conv2d batch 1"] = lambda: convolution(1, 14)
+    result["sparse_conv2d batch 1"] = lambda: convolution(1, 14, conv=weight(256, 256 * 9, 0.1, dtype))
     result["sparse_conv2d batch 1, large map"] = lambda: convolution(1, 112)
     result["sparse_conv2d batch 8"] = lambda: convolution(8, 14)
     result["sparse_conv2d batch 64"] = lambda: convolution(64, 7)
