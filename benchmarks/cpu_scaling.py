@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from finepruning import SparseModel
+from finepruning import SparseModel, _core
 from finepruning.bench import floor, machine
 from finepruning.bench.networks import prune_random, prune_uniform
 from finepruning.bench.timing import HostStopwatch, interleave
@@ -151,10 +151,20 @@ def row(subject: str, axis: str, density: float, batch: int, threads: int, timin
     }
 
 
+def peak_ratio(threads: int) -> float:
+    """How many times one thread's arithmetic peak all threads reach: less than their number where a virtual
+    machine's cores are shared with others, and no other time of that run means much."""
+    return _core.fma_peak(threads) / _core.fma_peak(1)
+
+
 def findings(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Where time is not monotone, the worst step between neighbouring batch sizes, and what threads gain."""
     found = []
     for subject in dict.fromkeys(r["subject"] for r in rows):
+        ratio = next(r["peak_ratio"] for r in rows if r["subject"] == subject)
+        most = max(r["threads"] for r in rows if r["subject"] == subject)
+        if ratio < 0.9 * most:
+            found.append(f"{subject}: the machine gave {most} threads only {ratio:.2f} times the peak of one")
         own = [r for r in rows if r["subject"] == subject]
         for batch in AT_BATCHES:
             line = [r for r in own if r["axis"] == "density" and r["batch"] == batch]
@@ -232,7 +242,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(path, metadata={"Date": None})
 
 
@@ -258,10 +268,12 @@ def main() -> None:
                 for density in densities:
                     model(subject, density, folder)
                 continue
+            before = peak_ratio(arguments.threads)
             fresh = rows_of(subject, densities, batches, folder, arguments.threads, arguments.seconds)
+            ratio = min(before, peak_ratio(arguments.threads))
             about = machine.describe(torch.device("cpu"), arguments.threads)
             for item in fresh:
-                item["date"], item["commit"] = about["date"], about["commit"]
+                item |= {"date": about["date"], "commit": about["commit"], "peak_ratio": ratio}
             known = [r for r in known if r["subject"] != subject] + fresh
             head = {key: about[key] for key in ("machine", "versions")}
             result = {**head, "findings": findings(known), "rows": known}

@@ -9,19 +9,23 @@ Every call is a CUDA graph, so that no row pays for Python. ``median_ms`` is wit
 after a write larger than the L2 cache. What belongs together is timed in turns. Nothing is timed for a path
 whose output was wrong. A row that fails is kept with its error and the rest go on; the exit code is then 1.
 Rows come in order of interest, and when the time is up the rest is listed as not measured; ``--resume``
-measures what the file lacks.
+measures what the file lacks, without the checks if they passed at the same commit. Kernels are compiled
+ahead on all cores. Rows of torch.compile are listed as left out unless ``--compile`` asks for them.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +71,7 @@ class Job:
             peers = [OURS, "cublas", "cusparse", *(["2:4"] if self.dtype == "float16" else [])]
             pairs = [(density, peer) for density in self.densities for peer in peers]
         else:
-            dense = ["torch", "torch_channels_last", *(["torch_compile"] if self.compiled else [])]
+            dense = ["torch", "torch_channels_last", "torch_compile"]
             pairs = [(density, OURS + suffix) for density in self.densities]
             pairs += [(self.densities[0], peer + suffix) for peer in dense]
         return [
@@ -96,6 +100,43 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
         for batch in options.batches:
             for network in options.networks:
                 yield Job(network, batch, "float32", "tf32", densities, options.compile)
+
+
+def left_out(job: Job) -> list[dict[str, Any]]:
+    """Rows of a job that this run does not want, with the reason; they stand in the table without a time."""
+    if job.compiled:
+        return []
+    reason = "not measured: torch.compile max-autotune takes minutes a network; --compile adds it"
+    return [{**row, "left_out": reason} for row in job.rows() if row["peer"].startswith("torch_compile")]
+
+
+def compile_ahead(options: argparse.Namespace, seconds: float) -> int:
+    """Fill Triton's cache with the networks' kernels, one process a core; how many configurations made it.
+
+    Compiling takes most of the time otherwise. What fails or takes too long here is compiled when needed.
+    """
+    major, minor = torch.cuda.get_device_capability()
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    begun = time.monotonic()
+
+    def work(job: tuple[str, int, str]) -> bool:
+        left = seconds - (time.monotonic() - begun)
+        module = [sys.executable, "-m", "finepruning.bench.cuda_offline"]
+        name, batch, dtype = job
+        command = [*module, name, str(batch), dtype, f"{major}{minor}", *map(str, options.densities)]
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, timeout=max(left, 0.01))
+        except subprocess.TimeoutExpired:
+            return False
+        return done.returncode == 0
+
+    wanted = [(n, b, d) for b in options.batches for d in options.dtypes for n in options.networks]
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1)) as pool:
+        return sum(pool.map(work, wanted))
 
 
 def measured(job: Job, networks: Any) -> list[dict[str, Any]]:
@@ -128,15 +169,25 @@ def run(options: argparse.Namespace, begun: float) -> int:
         return time.monotonic() - begun
 
     print(f"ready after {elapsed():.0f} s", flush=True)
-    failures = gpu_checks.run(until=begun + options.budget / 3, say=lambda line: print(line, flush=True))
-    print(f"checks ended after {elapsed():.0f} s: {len(failures)} failed", flush=True)
     name = torch.cuda.get_device_name()
     path = Path(options.out or ROOT / "benchmarks/results" / f"cuda_{name.lower().replace(' ', '_')}.json")
     done = previous(path) if options.resume else {}
+    if options.resume and checked(path):
+        failures = []
+        print("checks passed in the run that is resumed")
+    else:
+        count = compile_ahead(options, options.budget / 5) if options.compile_ahead else 0
+        print(f"kernels of {count} configurations compiled after {elapsed():.0f} s", flush=True)
+        failures = gpu_checks.run(until=begun + options.budget / 2, say=lambda line: print(line, flush=True))
+        print(f"checks ended after {elapsed():.0f} s: {len(failures)} failed", flush=True)
     result = {**describe(name), "failed_checks": failures, "rows": list(done.values())}
     networks = gpu_networks.Networks()
+    gc.freeze()  # every capture collects garbage first; what lives for good need not be searched
     for job in jobs(options):
+        result["rows"] += left_out(job)
+        out = {row["peer"] for row in left_out(job)}
         wanted = [row for row in job.rows() if tuple(row[key] for key in KEY) not in done]
+        wanted = [row for row in wanted if row["peer"] not in out]
         if not wanted:
             continue
         if elapsed() > options.budget:
@@ -159,9 +210,6 @@ def describe(device: str) -> dict[str, Any]:
     """Where the numbers come from."""
     import triton
 
-    git = subprocess.run(
-        ["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True
-    )
     return {
         "device": device,
         "versions": {
@@ -171,7 +219,7 @@ def describe(device: str) -> dict[str, Any]:
             "triton": triton.__version__,
             "python": sys.version.split()[0],
         },
-        "commit": git.stdout.strip() or None,
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -185,10 +233,25 @@ def previous(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
         return {}
 
 
+def checked(path: Path) -> bool:
+    """Whether the file is of this commit and all checks had passed."""
+    try:
+        result = json.loads(path.read_text())
+        return result["failed_checks"] == [] and result["commit"] == commit() is not None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def commit() -> str | None:
+    """The checkout's commit."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+
+
 def text(row: dict[str, Any]) -> str:
     """A row as one line."""
     head = f"{row['network']:18} {row['density']:.2f} b{row['batch']:<4} {row['dtype']:8} {row['peer']:26}"
-    reason = row.get("error", row.get("skipped"))
+    reason = row.get("error", row.get("skipped", row.get("left_out")))
     if reason is not None:
         return f"{head} NO TIME {reason.splitlines()[0][:120] if reason else ''}"
     if "median_ms" not in row:
@@ -213,6 +276,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--compile", action="store_true", help="also torch.compile max-autotune (slow to build)"
     )
+    parser.add_argument(
+        "--no-compile-ahead", dest="compile_ahead", action="store_false", help="compile kernels when needed"
+    )
     parser.add_argument("--no-build", action="store_true", help="use the finepruning that is installed")
     parser.add_argument(
         "--budget", type=float, default=BUDGET_SECONDS, help="seconds after which no row is begun"
@@ -223,9 +289,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.densities.sort(reverse=True)
     if options.dry_run:
-        rows = [row for job in jobs(options) for row in job.rows()]
-        print("\n".join(text(row) for row in rows))
-        print(f"{len(rows)} rows")
+        every = [row for job in jobs(options) for row in job.rows()]
+        not_wanted = [row for job in jobs(options) for row in left_out(job)]
+        out = {tuple(row[key] for key in KEY) for row in not_wanted}
+        rows = [row for row in every if tuple(row[key] for key in KEY) not in out]
+        print("\n".join(text(row) for row in rows + not_wanted))
+        print(f"{len(rows)} rows to measure, {len(not_wanted)} left out")
         return 0
     if options.no_build:
         return run(options, begun)

@@ -21,6 +21,8 @@ from finepruning.engine.reference import ReferenceExecutor
 
 DEVICE = torch.device("cuda", 0)
 LIMIT = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Operands of 10 stored bits: 2.9e-4 if rounded to nearest, 7.8e-4 if cut (emulated, random weights).
+TF32_LAYER_LIMIT = 1e-3
 Check = tuple[str, Callable[[], None]]
 
 
@@ -64,8 +66,8 @@ def example(plan: Plan) -> Tensor:
     return torch.randn(value.shape, device=DEVICE).to(value.dtype)
 
 
-def agree(actual: Tensor, expected: Tensor, what: str = "") -> None:
-    error, limit = relative_error(actual, expected), LIMIT[actual.dtype]
+def agree(actual: Tensor, expected: Tensor, what: str = "", limit: float | None = None) -> None:
+    error, limit = relative_error(actual, expected), limit or LIMIT[actual.dtype]
     if not error <= limit:
         raise AssertionError(f"{what}: relative error {error:.2e}, limit {limit:.0e}")
 
@@ -80,6 +82,21 @@ def every_method(dtype: torch.dtype, batch: int, method: str) -> None:
     agree(executor(x.contiguous(memory_format=torch.channels_last)), expected, "channels_last input")
     if batch > 1:
         agree(executor(x[:1]), expected[:1], "padded batch")
+
+
+def tf32_layer(method: str) -> None:
+    """A single convolution with TF32 allowed: over whole networks its rounding adds up."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(256, 256, 3, padding=1)).eval()
+    prune_uniform(network, 0.1, 0.1)
+    graph, tensors = capture(network, (256, 14, 14), torch.float32)
+    plan = fuse(graph, tensors, 8, torch.float32)
+    x = example(plan)
+    with tf32(False):
+        expected = ReferenceExecutor(plan, DEVICE)(x)
+    with tf32(True):
+        executor = CudaExecutor(plan, DEVICE, methods=methods(plan, method))
+    agree(executor(x), expected, method, TF32_LAYER_LIMIT)
 
 
 def measured_choice() -> None:
@@ -160,6 +177,8 @@ def all_checks() -> Iterator[Check]:
         for batch in (1, 17) if (dtype, method) == (torch.float32, "sparse") else (8,):
             name = f"{method} {str(dtype).removeprefix('torch.')} batch {batch}"
             yield name, lambda dtype=dtype, batch=batch, method=method: every_method(dtype, batch, method)
+    for method in ("sparse", "expand", "dense"):
+        yield f"{method} TF32 layer", lambda method=method: tf32_layer(method)
     for check in (
         measured_choice,
         threads_and_streams,

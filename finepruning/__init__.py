@@ -12,6 +12,7 @@ from finepruning.errors import (
     DataError,
     DeviceError,
     FinepruningError,
+    HubError,
     InputError,
     ModelFileError,
     RunError,
@@ -19,12 +20,13 @@ from finepruning.errors import (
 
 if TYPE_CHECKING:
     from finepruning.compress import compress as compress
+    from finepruning.continuation import from_run as from_run
     from finepruning.engine import SparseModel as SparseModel
 
 __version__ = "0.1.0"
 
 # Imported at first use: each of them imports torch.
-_LAZY = {"SparseModel": "finepruning.engine"}
+_LAZY = {"SparseModel": "finepruning.engine", "from_run": "finepruning.continuation"}
 
 __all__ = [
     "ArgumentError",
@@ -33,12 +35,14 @@ __all__ = [
     "DataError",
     "DeviceError",
     "FinepruningError",
+    "HubError",
     "InputError",
     "ModelFileError",
     "RunError",
     "SparseModel",
     "__version__",
     "compress",
+    "from_run",
 ]
 
 

@@ -59,8 +59,11 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code.
 
     Every error the user can cause is one line on stderr and code 2; ``--debug`` anywhere on the line lets
-    the traceback through. Anything else is a defect of ours and keeps its traceback.
+    the traceback through. Anything else is a defect of ours and keeps its traceback (code 1 of Python).
+    Help, also for an empty line, is 0, and an interrupt 130.
     """
+    if not arguments:
+        arguments = ["--help"]
     if "--debug" not in arguments:
         for category in (FutureWarning, DeprecationWarning):  # what our dependencies say to one another
             warnings.simplefilter("ignore", category)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from finepruning import data, mistakes, models
+from finepruning import continuation, data, mistakes, models, tensorboard_log
 from finepruning.config import CHANGEABLE, DEFAULT_DENSITY, TARGETS, CompressConfig
 from finepruning.environment import describe_environment
 from finepruning.errors import ArgumentError, DataError, DeviceError, FinepruningError, RunError
@@ -27,7 +27,7 @@ from finepruning.phases import Phase, phases
 from finepruning.progress import NoProgress, Progress
 from finepruning.pruning import kept, prunable_layers
 from finepruning.ranked_run import create_run, open_run
-from finepruning.run import DATA, DENSE, REPORT, RunDirectory, check_new, default_path
+from finepruning.run import DATA, DENSE, REPORT, STATE, RunDirectory, check_new, default_path
 from finepruning.targets import Target, choose
 from finepruning.training import distributed, evaluate, resolve_precision
 from finepruning.training.evaluate import Evaluation
@@ -87,7 +87,7 @@ def compress(
         assert resolved.out is not None
         assert resolved.device is not None
         ranks.share(lambda: check_new(Path(resolved.out or "")))
-        splits, network = _prepare(resolved, progress)
+        splits, network = _prepare_new(resolved, progress)
         target = _target(resolved, splits, network, progress)
         with create_run(ranks, resolved, describe_environment(resolved.device)) as run:
             run.write_json(DATA, _content(splits))
@@ -98,17 +98,23 @@ def dry_run(config: CompressConfig) -> dict[str, Any]:
     """What `compress` would do, without doing or writing it.
 
     Returns:
-        ``config`` (resolved), ``classes``, ``images`` a split, ``messages``, ``layers`` (name, shape, size),
-        ``rounds`` (round, budget, weights) and ``estimate_seconds`` (from timing two training steps).
+        ``config`` (resolved), ``from_run`` (as in the report), ``classes``, ``images`` a split,
+        ``messages``, ``layers`` (name, shape, size), ``rounds`` (round, budget, weights) and
+        ``estimate_seconds`` (from timing two training steps).
     """
     resolved = resolve(config)
     with torch.random.fork_rng(devices=[]):
-        splits, network = _prepare(resolved, NoProgress())
+        splits, network = _prepare_new(resolved, NoProgress())
         layers = prunable_layers(network.module)
         target = _target(resolved, splits, network, NoProgress())
+        begun = None
+        if resolved.from_run is not None:
+            begun = continuation.read(Path(resolved.from_run)).facts.from_run
+            target.start = begun["density"] if begun is not None else 1.0
         sizes = [{"name": n, "shape": list(w.shape), "size": w.numel()} for n, w in layers.items()]
         return {
             "config": dataclasses.asdict(resolved),
+            "from_run": begun,
             "classes": list(splits.classes),
             "images": _sizes(splits),
             "messages": [*splits.messages, *network.messages],
@@ -137,15 +143,18 @@ def resolve(config: CompressConfig) -> CompressConfig:
     """Replace every None and "auto" by what it means here, and paths by absolute ones.
 
     Raises:
-        ArgumentError: unknown model. DeviceError: there is no such device.
+        ArgumentError: unknown model, options that are not those of ``from_run``, no TensorBoard.
+        DeviceError: there is no such device. RunError: ``from_run`` is no finished run.
     """
     name = models.resolve(config.model)
     device = _device(config.device)
+    source = None if config.from_run is None else str(Path(config.from_run).expanduser().resolve())
     folder = config.data is not None and not config.data.lower().startswith("torchvision:")
     in_file = config.weights not in ("default", "none")
     targeted = any(getattr(config, name) is not None for name in TARGETS)
-    return dataclasses.replace(
+    resolved = dataclasses.replace(
         config,
+        from_run=source,  # not a link such as runs/latest, which will point elsewhere soon
         target_density=config.target_density if targeted else DEFAULT_DENSITY,
         data=str(Path(config.data).expanduser().absolute()) if folder and config.data else config.data,
         model=name,
@@ -160,6 +169,11 @@ def resolve(config: CompressConfig) -> CompressConfig:
         device=str(device),
         out=str((Path(config.out) if config.out else default_path(name)).expanduser().absolute()),
     )
+    if source is not None:
+        continuation.check(resolved)
+    if config.tensorboard:
+        tensorboard_log.check_installed()
+    return resolved
 
 
 def _own_random_numbers() -> AbstractContextManager[None]:
@@ -182,7 +196,12 @@ def _resume(path: Path, progress: Progress, changes: Mapping[str, Any]) -> dict[
                 f"this run began with {threads} threads and goes on with {torch.get_num_threads()}: "
                 "the result can differ in rounding"
             )
-        splits, network = _prepare(config, progress)
+        own = run.path / DENSE
+        copied = config.from_run is not None and config.weights != "none" and own.exists()
+        # The run that this one started from may be gone by now.
+        splits, network = _prepare(
+            dataclasses.replace(config, weights=str(own)) if copied else config, progress
+        )
         _check_unchanged(run, splits)
         if changes:
             run.write_config(config)
@@ -222,6 +241,13 @@ def _check_unchanged(run: RunDirectory, splits: data.Splits) -> None:
     raise RunError(
         f"{splits.name} has changed since the run {run.path} began ({change}); restore it, or start a new run"
     )
+
+
+def _prepare_new(config: CompressConfig, progress: Progress) -> tuple[data.Splits, models.Network]:
+    splits, network = _prepare(config, progress)
+    if config.from_run is not None:
+        _check_unchanged(RunDirectory.peek(Path(config.from_run)), splits)
+    return splits, network
 
 
 def _prepare(config: CompressConfig, progress: Progress) -> tuple[data.Splits, models.Network]:
@@ -264,11 +290,14 @@ def _run(
                 return _finish(config, splits, network, target, run.on_main(), loop, progress)
 
         with job(run.path):
+            ranks = distributed.current()
+            if config.from_run is not None and run.read_tensors(STATE) is None:
+                ranks.share(lambda: continuation.begin(config, run.on_main()))
             loop = Loop(config, network.module, splits, run, progress, target)
             progress.plan([*loop.plan(), (EXPORT, 3)])
             loop.run()
             progress.start(EXPORT)
-            return distributed.current().share(end)
+            return ranks.share(end)
     except KeyboardInterrupt:
         raise Interrupted(run.path) from None
     except DataError as error:  # every image was intact when the run began
@@ -332,6 +361,7 @@ def _finish(
         "layers": layers,
         "seconds": seconds,
         "rounds": loop.facts.rounds,
+        "from_run": loop.facts.from_run,
         "pareto": _pareto(run, loop, {**last, "density": _density(layers)}),
         "history": loop.facts.history,
         "confusion": mistakes.describe(answers, splits.test, run.path),
@@ -420,6 +450,7 @@ def _provenance(config: CompressConfig, splits: data.Splits) -> dict[str, Any]:
         "seed": config.seed,
         "search": config.search,
         **{name: getattr(config, name) for name in TARGETS if getattr(config, name) is not None},
+        **({} if config.from_run is None else {"from_run": Path(config.from_run).name}),
     }
 
 

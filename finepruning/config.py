@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from finepruning.errors import ArgumentError
 
 SEARCHES = ("budget", "paper", "random", "none")
-ALLOCATIONS = ("global", "uniform", "erk", "lamp")
+ALLOCATIONS = ("global", "uniform", "erk", "lamp", "kept")
 AUGMENTATIONS = ("none", "flip", "dihedral", "crop")
 DENSITY_SCHEDULES = ("geometric", "cubic")
 LR_SCHEDULES = ("cosine", "hold", "rise")
@@ -29,6 +29,7 @@ class CompressConfig:
         data: a folder of images, ``torchvision:NAME``, or None for the built-in textures.
         model: a torchvision classifier by name, ``timm:NAME``, or None for the built-in network.
         weights: "default" (the model's published weights), "none", or a path to a safetensors or torch file.
+        from_run: a finished run to start from, or None; `finepruning.from_run` makes the options for it.
         target_density: kept fraction of all prunable weights, in (0, 1]; 0.1 where no target is given.
         target_bytes: most bytes of the model directory, instead of a density.
         target_latency: most milliseconds that the engine takes on the run's device with PyTorch's number of
@@ -42,7 +43,8 @@ class CompressConfig:
         final_epochs: epochs after the last round with frozen masks.
         search: "budget" (scale every layer's saliency under one exact global cut), "paper" (a threshold per
             layer, error minus lambda times sparsity), "random" (control of "budget") or "none".
-        allocation: how search "none" spreads a budget over layers: "global", "uniform", "erk", "lamp".
+        allocation: how search "none" spreads a budget over layers: "global", "uniform", "erk", "lamp", or
+            "kept" (the per-layer scales that ``from_run`` ended with).
         saliency: what a weight is worth: "magnitude", or "fisher" (times the root of its Fisher information,
             estimated at the start of each round).
         search_images: validation images per trial; all are used when there are fewer.
@@ -74,6 +76,7 @@ class CompressConfig:
             quarter turns, for images without an up); "crop" (random resized crops, and flips).
         device: "cpu", "cuda" or "cuda:N"; None picks cuda where there is one.
         seed: seeds the splits, the augmentation, the search and the weights.
+        tensorboard: also write the figures of the run for TensorBoard, into ``tensorboard`` in the run.
         workers: processes that load images. out: run directory; None for ``runs/<model>-<time>``.
 
     Raises:
@@ -83,6 +86,7 @@ class CompressConfig:
     data: str | None = None
     model: str | None = None
     weights: str = "default"
+    from_run: str | None = None
     target_density: float | None = None
     target_bytes: int | None = None
     target_latency: float | None = None
@@ -127,6 +131,7 @@ class CompressConfig:
     device: str | None = None
     seed: int = 0
     workers: int = 0
+    tensorboard: bool = False
     out: str | None = None
 
     def __post_init__(self) -> None:
@@ -143,15 +148,10 @@ class CompressConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ArgumentError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
-        for name in (
-            "rounds",
-            "trials",
-            "epochs",
-            "batch_size",
-            "search_images",
-            "proposals",
-            "latency_batch",
-        ):
+        if self.from_run is None and self.allocation == "kept":
+            raise ArgumentError("allocation is 'kept', which needs a run to start from; give from_run")
+        counts = ("rounds", "trials", "epochs", "batch_size", "search_images", "latency_batch", "proposals")
+        for name in counts:
             self._at_least(name, 1)
         for name in ("dense_epochs", "final_epochs", "look_ahead", "seed", "workers"):
             self._at_least(name, 0)

@@ -25,6 +25,10 @@ class ModelFileError(FinepruningError):
     """A model or weights file is truncated, altered, foreign or inconsistent."""
 
 
+class HubError(FinepruningError):
+    """The Hugging Face Hub cannot be reached, or refuses a model."""
+
+
 class CaptureError(FinepruningError):
     """A network cannot be expressed as a graph of known operations."""
 

@@ -30,6 +30,12 @@ def check_job(config: CompressConfig) -> None:
             f"batch_size is {config.batch_size}, of all processes together; it must be a multiple of their "
             f"number, {count}"
         )
+    measured = [n for n in ("target_latency", "max_accuracy_drop") if getattr(config, n, None) is not None]
+    if measured:
+        raise ArgumentError(
+            f"{measured[0]} is given to {count} processes, which would each measure for itself; use one "
+            "process, or --target-density or --target-bytes"
+        )
     device = torch.device(config.device or "cpu")
     if device.type != "cuda":
         return

@@ -12,6 +12,7 @@ import math
 import random
 import time
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ from finepruning.search import (
 )
 from finepruning.seeding import derive_seed
 from finepruning.targets import Target
+from finepruning.tensorboard_log import TensorBoardLog
 from finepruning.training import (
     Evaluation,
     StartingPoint,
@@ -93,6 +95,9 @@ class Loop:
         self._good = GoodState(run, module, self.layers, self._device)
         self.facts = Facts(target=target.state)
         self._restore()
+        if self.facts.from_run is not None:
+            target.start = self.facts.from_run["density"]
+        self._board = TensorBoardLog(run.path) if config.tensorboard and self._ranks.main else None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -120,6 +125,8 @@ class Loop:
             self._state.optimizer = {}
             self._save()
             self._good.forget_before(self._target.state.get("good", 0))
+        if self._board is not None:
+            self._board.close()
 
     # --- choosing where to prune ---------------------------------------------------------------
 
@@ -142,7 +149,12 @@ class Loop:
             "best_loss": None,
             "baseline_loss": None,
         }
-        if self.config.search == "none":
+        first = None
+        if self.config.search == "none" and self.config.allocation == "kept":
+            assert facts.previous is not None
+            facts.theta, first = facts.previous, surgery.masks
+            self._progress.advance()
+        elif self.config.search == "none":
             saliency = surgery.saliency()
             counts = ALLOCATION_RULES[self.config.allocation](saliency, kept(self._target.keep, saliency))
             facts.theta = theta_for(saliency, counts)
@@ -160,15 +172,19 @@ class Loop:
                 f"{phase.title}: {len(trials)} trials, validation loss {trials[0].loss:.3f} (global) -> "
                 f"{chosen.loss:.3f} ({chosen.kind})"
             )
-        surgery.cut(facts.theta, self._target.keep)
+        cut = partial(surgery.cut, facts.theta, first=first)
+        cut(self._target.keep)
         if phase.round == self.config.rounds:
-            self._target.state |= self._ranks.share(functools.partial(self._settle, surgery))
+            self._target.state |= self._ranks.share(functools.partial(self._settle, cut))
+        if self._board is not None:
+            masks = zip(self.layers, surgery.masks, strict=True)
+            self._board.round(phase.round, {name: float(mask.float().mean()) for name, mask in masks})
         facts.rounds.append(entry)
         facts.spliced = 0
         facts.seconds["search"] += time.perf_counter() - started
 
-    def _settle(self, surgery: Surgery) -> dict[str, Any]:
-        self._target.settle(self.module, lambda keep: surgery.cut(self.facts.theta, keep))
+    def _settle(self, cut: Callable[[Keep], None]) -> dict[str, Any]:
+        self._target.settle(self.module, cut)
         return self._target.state
 
     def _search(self, phase: Phase, surgery: Surgery) -> list[Trial]:
@@ -197,6 +213,8 @@ class Loop:
         size = config.proposals or 1
         for trial in new_trials(search, judge, trials, config.trials, size, self._ranks):
             self._run.append_trial(trial)
+            if self._board is not None:
+                self._board.trial((phase.round - 1) * config.trials + len(trials) + 1, trial)
             trials.append(trial)
             self._progress.advance(loss=trial.loss, best=best(trials).loss)
         return trials
@@ -300,6 +318,8 @@ class Loop:
                 "seconds": seconds,
             }
         )
+        if self._board is not None:
+            self._board.epoch(len(self.facts.history), self.facts.history[-1])
         self._progress.message(
             f"{phase.title}, epoch {epoch + 1}/{phase.epochs}: train loss {loss:.3f}, validation loss "
             f"{result.loss:.3f}, accuracy {result.accuracy:.3f}"

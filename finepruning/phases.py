@@ -34,6 +34,7 @@ class Facts:
         target: what the run's target knows, see `finepruning.targets`.
         dense: validation loss and accuracy of the dense network.
         rounds, history, seconds: as in report.json.
+        from_run: the run that this one starts from: name, density, accuracy, seconds; None without one.
     """
 
     phase: int = 0
@@ -46,6 +47,7 @@ class Facts:
     dense: dict[str, float] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    from_run: dict[str, Any] | None = None
     seconds: dict[str, float] = field(
         default_factory=lambda: {"dense": 0.0, "search": 0.0, "fine_tune": 0.0, "final": 0.0}
     )
@@ -53,7 +55,7 @@ class Facts:
 
 def phases(config: CompressConfig) -> list[Phase]:
     """The phases of a run, in order."""
-    result = [Phase("dense", 0, "dense fine-tuning", config.dense_epochs)]
+    result = [Phase("dense", 0, "dense fine-tuning", config.dense_epochs)] if config.from_run is None else []
     for number in range(1, config.rounds + 1):
         title = f"round {number}/{config.rounds}"
         result.append(Phase("search", number, f"{title}: search"))
@@ -62,14 +64,20 @@ def phases(config: CompressConfig) -> list[Phase]:
     return result
 
 
-def budget(config: CompressConfig, number: int, target: float | None = None) -> float:
-    """Density after round ``number`` (from 1); the last is ``target``, or else the configuration's."""
+def budget(config: CompressConfig, number: int, target: float | None = None, start: float = 1.0) -> float:
+    """Density after round ``number`` (from 1); the last is ``target``, or else the configuration's.
+
+    ``start`` is the density before the first round. From below the target every round has the target: more
+    weights need no small steps.
+    """
     target = config.target_density if target is None else target
     assert target is not None
+    if start <= target:
+        return target
     done = number / config.rounds
     if config.density_schedule == "cubic":
-        return float(target + (1.0 - target) * (1.0 - done) ** 3)
-    return float(target**done)
+        return float(target + (start - target) * (1.0 - done) ** 3)
+    return float(start * (target / start) ** done)
 
 
 def recipe(config: CompressConfig, phase: Phase, device: torch.device) -> Recipe:

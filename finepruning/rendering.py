@@ -59,7 +59,7 @@ def rewrite(
             splits = run_data(run.config())
             model = SparseModel.from_pretrained(run.path / "model")
             answers = mistakes.ask(model, splits.test.batches(32), torch.device("cpu"))
-        with run.writing("try again when it can be written"):
+        with run.writing():
             if test:
                 report["confusion"] = mistakes.describe(answers, splits.test, run.path)
             write(run.path, report)

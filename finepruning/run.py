@@ -53,7 +53,9 @@ class RunDirectory:
                 f"{path} is in use by another process; wait until it ends, or give another --out"
             ) from None
         except OSError as error:
-            raise RunError(f"{path} cannot be written: {error.strerror}; choose another --out") from None
+            raise RunError(
+                f"{path} cannot be written: {error.strerror}; make it writable, or choose another --out"
+            ) from None
 
     @classmethod
     def create(cls, config: CompressConfig, environment: Mapping[str, Any]) -> RunDirectory:
@@ -90,15 +92,23 @@ class RunDirectory:
         Raises:
             RunError: there is no run in this directory, or another process holds it.
         """
-        if not path.is_dir():
-            raise RunError(f"{path} is not a run directory: there is no such folder")
-        if not (path / CONFIG).is_file():
-            raise RunError(f"{path} is not a run directory: it has no {CONFIG}")
+        _check_run(path)
         return cls(path.resolve())
 
     def on_main(self) -> RunDirectory:
         """This directory for what only rank 0 of several processes does."""
         return self
+    @classmethod
+    def peek(cls, path: Path) -> RunDirectory:
+        """Only read a run, which nobody needs to hold for that once it has finished.
+
+        Raises:
+            RunError: there is no run in this directory.
+        """
+        _check_run(path)
+        run = cls.__new__(cls)
+        run.path, run._lock = path, None
+        return run
 
     def close(self) -> None:
         if self._lock is not None:
@@ -197,20 +207,17 @@ class RunDirectory:
             replace_file(self.path / name, content)
 
     @contextmanager
-    def writing(self, way_out: str = "") -> Iterator[None]:
-        """Turns failures to write into a `RunError` that names the directory and the way out.
-
-        Without a ``way_out`` it is to resume the run.
-        """
+    def writing(self) -> Iterator[None]:
+        """Turns failures to write into a `RunError` that names the directory and the way out."""
         try:
             yield
         except (OSError, ArgumentError) as error:
             if isinstance(error, BrokenPipeError) or not isinstance(error.__cause__ or error, OSError):
                 raise
-            resume = f"continue with --resume {self.path} when it can be written again"
+            again = "try again" if (self.path / REPORT).exists() else f"continue with --resume {self.path}"
             raise RunError(
                 f"{self.path} cannot be written: {_reason(error)}; what was saved before is intact, "
-                f"{way_out or resume}"
+                f"{again} when it can be written"
             ) from error
 
     def _link_latest(self) -> None:
@@ -229,6 +236,13 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _check_run(path: Path) -> None:
+    if not path.is_dir():
+        raise RunError(f"{path} is not a run directory: there is no such folder")
+    if not (path / CONFIG).is_file():
+        raise RunError(f"{path} is not a run directory: it has no {CONFIG}")
 
 
 def check_new(path: Path) -> None:

@@ -102,7 +102,7 @@ def test_bench_leaves_its_result_in_the_report(finished: Path, capsys: Captured)
     assert "Not measured yet" not in text
     assert "against best dense" in text
     capsys.readouterr()
-    assert run(["bench", str(finished), *options, "--json", "-"]) == 0
+    assert run(["bench", str(finished), *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["peer"] == "finepruning"
 
 

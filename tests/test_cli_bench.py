@@ -46,7 +46,7 @@ def fails(capsys: Captured, *arguments: object) -> str:
 
 def test_bench_of_a_run_ends_with_the_whole_story(run_dir: Path, capsys: Captured) -> None:
     output = run_dir / "bench.json"
-    assert run(["bench", str(run_dir), *QUICK, "--layers", "--json", str(output)]) == 0
+    assert run(["bench", str(run_dir), *QUICK, "--layers", "--output", str(output)]) == 0
     text = capsys.readouterr().out
     for expected in (
         "97.0 %",
@@ -87,7 +87,7 @@ def test_bench_of_what_cannot_be(run_dir: Path, capsys: Captured, monkeypatch: p
     assert "resnet50" in fails(capsys, "bench", "--model", "resnet5O", *QUICK)
     assert "--batch" in fails(capsys, "bench", run_dir, "--batch", "1,x")
     assert "torch_channels_last" in fails(capsys, "bench", run_dir, "--peers", "tensorrt")
-    assert "--json" in fails(capsys, "bench", run_dir, "--json", run_dir / "no" / "file.json")
+    assert "--output" in fails(capsys, "bench", run_dir, "--output", run_dir / "no" / "file.json")
     (run_dir / "model" / "config.json").unlink()
     assert "--resume" in fails(capsys, "bench", run_dir)
 

@@ -30,7 +30,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[CompressConfig, Path | 
     """Every call of `compress`, which does nothing but report."""
     calls: list[tuple[CompressConfig, Path | None]] = []
 
-    def fake(config: CompressConfig, *, progress: Any = None, resume: Path | None = None) -> dict[str, Any]:
+    def fake(
+        config: CompressConfig, *, progress: Any = None, resume: Path | None = None, changes: Any = None
+    ) -> dict[str, Any]:
         calls.append((config, resume))
         progress.plan([("dense", 2)])
         progress.start("dense")

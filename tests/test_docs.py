@@ -23,6 +23,7 @@ from finepruning.cli import run
 
 DOCS = Path(__file__).parents[1] / "docs"
 QUICK = ["--rounds", "1", "--trials", "2", "--epochs", "1", "--dense-epochs", "1", "--final-epochs", "1"]
+DENSE = (QUICK.index("--dense-epochs"), QUICK.index("--dense-epochs") + 1)
 BLOCK = re.compile(r"^```(python|sh norun|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -50,7 +51,11 @@ def follow(name: str) -> None:
             exec(compile(code, name, "exec"), namespace)
         elif kind == "sh":
             for line in commands(code):
-                quick = QUICK if line[0] == "compress" else ["--no-memory"] if line[0] == "bench" else []
+                quick = ["--no-memory"] if line[0] == "bench" else []
+                if line[0] == "compress":  # a run that starts from another has no dense phase
+                    quick = [o for i, o in enumerate(QUICK) if "--from" not in line or i not in DENSE]
+                if "--resume" in line:
+                    quick = []
                 assert run([*line, *quick]) == (0 if possible(line) else 2), line
 
 

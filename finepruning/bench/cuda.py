@@ -25,7 +25,8 @@ from finepruning.engine import cuda_graph
 from finepruning.engine.plan import Executor
 from finepruning.sparse.storage import StoredModel
 
-# Largest norm of (output - reference) over norm of the reference, by arithmetic.
+# Largest norm of (output - reference) over norm of the reference, by arithmetic. A layer with TF32 stays
+# within 1e-3 (benchmarks/gpu_checks.py); over a network rounding adds up, for the dense peers as for us.
 TOLERANCE = {"float32": 1e-4, "tf32": 5e-3, "float16": 1e-2, "bfloat16": 5e-2}
 FLUSH_BYTES = 256 << 20  # more than twice the L2 cache of any GPU
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import nn
@@ -47,7 +48,9 @@ class Outline:
         tensors = dict(self._tensors)
         share = max(density, FIRST_CONVOLUTION_DENSITY)
         for node in self._graph.nodes:
-            weight = tensors.get(node.weight) if node.weight else None
+            if node.weight is None:
+                continue
+            weight = tensors.get(node.weight)
             if isinstance(weight, CSR):
                 tensors[node.weight] = _filled(weight, share, dtype, generator)
                 share = density
@@ -82,7 +85,7 @@ def shares(plan: Plan, choices: Mapping[str, Choice]) -> tuple[float, float]:
     Exact for what a plan allocates; workspaces of cuDNN and cuBLAS come on top on both sides.
     """
     kind = plan.values[plan.input].dtype
-    order = "channels_last" if kind.itemsize == 2 else "contiguous"
+    order: Literal["contiguous", "channels_last"] = "channels_last" if kind.itemsize == 2 else "contiguous"
     sparse, dense = (cuda_program.lay_out(plan, chosen, order) for chosen in (choices, {}))
     return sparse.weight_bytes / dense.weight_bytes, _peak(sparse) / _peak(dense)
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from finepruning.commands.options import Debug
+from finepruning.commands.options import DEFAULT_RUN, Debug
+from finepruning.commands.output import AsJson, check_folder, json_text, print_json
 from finepruning.errors import ArgumentError
 from finepruning.files import replace_file
-
-DEFAULT_RUN = Path("runs/latest")
-STANDARD_OUTPUT = Path("-")
 
 
 def command(
@@ -54,10 +51,9 @@ def command(
     seconds: Annotated[float, typer.Option("--seconds", help="Timed seconds wanted a row.")] = 1.0,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--json", help="Also write the results to this file; - prints them alone.", show_default=False
-        ),
+        typer.Option("--output", "-o", help="Also write the results to this JSON file.", show_default=False),
     ] = None,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Measure a pruned model against the best dense ways to run it.
@@ -66,6 +62,7 @@ def command(
     the same number of threads.
 
     [dim]finepruning bench runs/latest[/dim]
+    [dim]finepruning bench runs/latest --peers onnxruntime --json[/dim]
     [dim]finepruning bench --model vgg16 --density 0.1 --batch 1 --threads 2[/dim]
     """
     if model is not None and model_or_run is not None:
@@ -74,8 +71,7 @@ def command(
         raise ArgumentError("--density goes with --model; a stored model has its density already")
     batches = _batches(batch)
     names = None if peers is None else () if peers == "none" else tuple(_items(peers))
-    if output not in (None, STANDARD_OUTPUT) and not output.absolute().parent.is_dir():
-        raise ArgumentError(f"--json {output}: the folder {output.absolute().parent} does not exist")
+    check_folder("--output", output)
     if model_or_run is None and model is None:
         if not DEFAULT_RUN.exists():
             raise ArgumentError("give a model directory, a run such as runs/latest, or --model NAME")
@@ -94,17 +90,17 @@ def command(
         seconds=seconds,
     )
     result, report, run = _measure(model_or_run, model, 0.1 if density is None else density, options)
-    if output == STANDARD_OUTPUT:
-        typer.echo(json.dumps(result, indent=2))
+    if as_json:
+        print_json(result)
     else:
         _show(result, report, run)
     if run is not None and report is not None:
         _keep(result, report, run)
-    if output is not None and output != STANDARD_OUTPUT:
+    if output is not None:
         try:
-            replace_file(output, (json.dumps(result, indent=2) + "\n").encode())
+            replace_file(output, (json_text(result) + "\n").encode())
         except OSError as error:
-            raise ArgumentError(f"--json {output}: cannot be written ({error.strerror})") from error
+            raise ArgumentError(f"--output {output}: cannot be written ({error.strerror})") from error
 
 
 def _measure(
@@ -139,7 +135,7 @@ def _keep(result: dict[str, Any], report: dict[str, Any], run: Path) -> None:
     from finepruning.report.writer import BENCH
 
     try:
-        replace_file(run / BENCH, (json.dumps(result, indent=2) + "\n").encode())
+        replace_file(run / BENCH, (json_text(result) + "\n").encode())
         write(run.resolve(), report)
     except OSError as error:
         _say(f"{run} cannot be written ({error.strerror}), so its report stays without these figures")

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from finepruning.commands.options import Debug
+from finepruning.commands.output import AsJson, print_json
 
 
 def command(
     runs: Annotated[list[Path], typer.Argument(help="Finished runs, at least two.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Lay runs side by side: what they came to, and where their options differ.
 
     [dim]finepruning compare runs/budget runs/random[/dim]
+    [dim]finepruning compare runs/* --json[/dim]
     """
     from finepruning.report.comparison import compare, show
 
     content = compare(runs)
     if as_json:
-        typer.echo(json.dumps(content, indent=2))
+        print_json(content)
         return
     from finepruning.report.terminal import make_console
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from finepruning.commands.config_file import read_config
 from finepruning.commands.options import Debug, with_config_options
+from finepruning.commands.output import AsJson, print_json
 from finepruning.config import CHANGEABLE, CompressConfig
 from finepruning.errors import ArgumentError
 from finepruning.process import speaks
@@ -32,7 +32,7 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON at the end.")] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
     **given: Any,
 ) -> None:
@@ -40,7 +40,9 @@ def command(
 
     [dim]finepruning compress[/dim]  a demonstration on built-in data, in minutes
     [dim]finepruning compress photos/ --model resnet50 --target-density 0.05[/dim]
+    [dim]finepruning compress --from runs/latest --target-density 0.02[/dim]
     [dim]finepruning compress --resume runs/latest[/dim]
+    [dim]finepruning compress photos/ --dry-run --json[/dim]
     """
     asked = {name: value for name, value in given.items() if value is not None}
     own = [name for name in asked if name not in CHANGEABLE]
@@ -48,7 +50,7 @@ def command(
         named = ", ".join(["--config"] * (config is not None) + ["--" + n.replace("_", "-") for n in own])
         raise ArgumentError(f"--resume continues a run with its own options; leave out {named}")
     values = {**(read_config(config) if config is not None else {}), **asked}
-    settings = CompressConfig(**values)
+    settings = _settings(values)
     if dry_run:
         from finepruning.compress import dry_run as describe
 
@@ -58,13 +60,23 @@ def command(
     if not speaks():
         return
     if as_json:
-        typer.echo(json.dumps(content, indent=2))
+        print_json(content)
         return
     from finepruning.report.summary import show_dry_run, show_summary
     from finepruning.report.terminal import make_console
 
     show = show_dry_run if dry_run else show_summary
     show(content, make_console())
+
+
+def _settings(values: dict[str, Any]) -> CompressConfig:
+    """The options; those that were not given are the defaults, or the ones of the run to start from."""
+    run = values.pop("from_run", None)
+    if run is None:
+        return CompressConfig(**values)
+    from finepruning.continuation import from_run
+
+    return from_run(run, **values)
 
 
 def _compress(settings: CompressConfig, resume: Path | None, asked: dict[str, Any]) -> dict[str, Any]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from finepruning.commands.options import Debug
+from finepruning.commands.options import DEFAULT_RUN, Debug
+from finepruning.commands.output import AsJson, print_json
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="A model directory, or a run.")],
+    *,
+    model: Annotated[Path, typer.Argument(help="A model directory, or a run.")] = DEFAULT_RUN,
     to: Annotated[
         str,
         typer.Option("--to", help="torch (a torch.export program), onnx, or state_dict (safetensors)."),
@@ -21,12 +22,13 @@ def command(
         Path | None,
         typer.Option("--output", "-o", help="The file to write.", show_default="NAME.pt2, .onnx, ..."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Write a model for other runtimes, with its zeros filled in: they run it dense.
 
     [dim]finepruning export runs/latest --to onnx -o photos.onnx[/dim]
+    [dim]finepruning export model/ --to state_dict --json[/dim]
     """
     from finepruning.export import SUFFIXES, export
     from finepruning.report.places import model_directory
@@ -36,7 +38,7 @@ def command(
     name = (run or directory).resolve().name + SUFFIXES.get(to, "")
     result = export(directory, to, Path(name) if output is None else output)
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        print_json(result)
         return
     typer.echo(f"wrote {result['output']}: {size_text(result['bytes'])}, dense with zeros")
     typer.echo(f"the sparse model takes {size_text(result['model_bytes'])} and needs finepruning to run")

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from finepruning.commands.options import Debug
+from finepruning.commands.options import DEFAULT_RUN, Debug
+from finepruning.commands.output import AsJson, print_json
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="A model directory, or a run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    model: Annotated[Path, typer.Argument(help="A model directory, or a run.")] = DEFAULT_RUN,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Show what a model file holds, layer by layer.
 
     [dim]finepruning inspect runs/latest[/dim]
+    [dim]finepruning inspect model/ --json[/dim]
     """
     from finepruning.report.inspection import describe, show
     from finepruning.report.places import model_directory
@@ -26,7 +27,7 @@ def command(
     directory, _ = model_directory(model)
     content = describe(directory)
     if as_json:
-        typer.echo(json.dumps(content, indent=2))
+        print_json(content)
         return
     from finepruning.report.terminal import make_console
 

@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -15,6 +16,9 @@ from finepruning.units import parse_bytes
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
+DEFAULT_RUN = Path("runs/latest")
+"""What a command looks at where nothing is named."""
+
 ARGUMENTS = ("data",)  # given by position; every other field is an option
 
 HELP: dict[str, dict[str, str]] = {
@@ -23,10 +27,13 @@ HELP: dict[str, dict[str, str]] = {
         "respected), torchvision:NAME, or nothing for the built-in textures.",
         "model": "A torchvision classifier such as alexnet or resnet50, timm:NAME, or nothing for "
         "the small built-in network.",
+        "from_run": "Start from a finished run and take it to another --target-density: with its network, "
+        "data and per-layer scales, without a dense phase, in fewer epochs.",
         "weights": "default (the model's published weights), none, or a safetensors or torch file.",
         "device": "cpu, cuda or cuda:N.",
         "seed": "Seeds the splits, the augmentation, the search and the weights.",
         "workers": "Processes that load images.",
+        "tensorboard": "Also write the run's figures for TensorBoard, into RUN/tensorboard.",
         "out": "Run directory.",
     },
     "Pruning": {
@@ -43,7 +50,8 @@ HELP: dict[str, dict[str, str]] = {
         "final_epochs": "Epochs after the last round, with frozen masks.",
         "density_schedule": "How the density falls over the rounds: geometric or cubic.",
         "search": "budget (per-layer saliency scales), paper (per-layer thresholds), random, or none.",
-        "allocation": "How --search none spreads the weights over layers: global, uniform, erk or lamp.",
+        "allocation": "How --search none spreads the weights over layers: global, uniform, erk, lamp, or "
+        "kept (as in the run of --from-run).",
         "saliency": "What a weight is worth: magnitude, or fisher (by the loss's gradients too).",
         "search_images": "Validation images a trial is judged by.",
         "proposals": "Candidates that a search proposes at a time.",
@@ -79,6 +87,9 @@ HELP: dict[str, dict[str, str]] = {
 }
 """Panel of the help text -> field -> what it says."""
 
+_SHORT = {"from_run": ("--from",)}
+"""Other spellings of an option."""
+
 _PARSERS = {"target_bytes": parse_bytes}
 _DEFAULTS_IN_WORDS = {
     "target_density": "0.1",
@@ -113,6 +124,7 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
         else:
             marker = typer.Option(
                 flag,
+                *_SHORT.get(field.name, ()),
                 help=help_text,
                 parser=_PARSERS.get(field.name),
                 metavar="SIZE" if field.name in _PARSERS else None,

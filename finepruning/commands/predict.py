@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from finepruning.commands.options import Debug
+from finepruning.commands.output import AsJson, print_json
 from finepruning.errors import DataError
 
 
@@ -18,7 +18,7 @@ def command(
     top: Annotated[int, typer.Option("--top", help="How many classes to name.")] = 3,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images in one call.")] = 16,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Name the class of images.
@@ -35,7 +35,7 @@ def command(
     loaded = SparseModel.from_pretrained(directory, device=device)
     found = list(predict(loaded, files, top=top, batch_size=batch_size))
     if as_json:
-        typer.echo(json.dumps([prediction.to_json() for prediction in found], indent=2))
+        print_json([prediction.to_json() for prediction in found])
     else:
         from finepruning.report.predictions import show
         from finepruning.report.terminal import make_console

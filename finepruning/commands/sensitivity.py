@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from finepruning.commands.options import Debug
+from finepruning.commands.options import DEFAULT_RUN, Debug
+from finepruning.commands.output import AsJson, check_folder, print_json
 from finepruning.errors import ArgumentError
 
 
 def command(
-    model_or_run: Annotated[Path, typer.Argument(help="A run (its dense network), or a model directory.")],
+    model_or_run: Annotated[
+        Path, typer.Argument(help="A run (its dense network), or a model directory.")
+    ] = DEFAULT_RUN,
     data: Annotated[
         str | None, typer.Argument(help="A folder of images, for a model directory.", show_default=False)
     ] = None,
@@ -25,7 +27,7 @@ def command(
         Path | None,
         typer.Option("--plot", help="PNG file to draw into.", show_default="sensitivity.png in the run"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Prune each layer alone and see what it costs.
@@ -33,8 +35,7 @@ def command(
     [dim]finepruning sensitivity runs/latest[/dim]
     [dim]finepruning sensitivity model/ photos/ --plot layers.png[/dim]
     """
-    if plot is not None and not plot.absolute().parent.is_dir():
-        raise ArgumentError(f"--plot {plot}: the folder {plot.absolute().parent} does not exist")
+    check_folder("--plot", plot)
     content = _measure(model_or_run, data, _shares(densities), images)
     from finepruning.report import sensitivity as reporting
 
@@ -46,7 +47,7 @@ def command(
         except OSError as error:
             raise ArgumentError(f"{plot}: cannot be written ({error.strerror or error})") from error
     if as_json:
-        typer.echo(json.dumps(content, indent=2))
+        print_json(content)
         return
     from finepruning.report.terminal import make_console
 

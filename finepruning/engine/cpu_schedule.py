@@ -59,7 +59,7 @@ def slices_pay(plan: Plan, part: Plan) -> bool:
     """Whether a batch runs faster in slices like ``part`` than as a whole, by modelled memory traffic.
 
     Saved are the reads and writes of convolutions whose maps the last cache holds for a slice but not for the
-    whole batch. Fully connected layers lose: each slice takes what a whole 16 images take.
+    whole batch. Fully connected layers lose: a slice takes them as long as 16 images do.
     """
     saved = sum(
         _traffic(plan, step)

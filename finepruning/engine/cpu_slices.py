@@ -1,4 +1,4 @@
-"""Large batches on the CPU in slices of 16 images, where that keeps maps in the last cache."""
+"""Batches on the CPU in slices, where that keeps maps in the last cache: of 16 images, or of one a thread."""
 
 from __future__ import annotations
 
@@ -17,23 +17,27 @@ from finepruning.engine.plan import Plan, StepReport
 
 def cpu_executor(plan: Plan, replan: Callable[[int], Plan] | None = None) -> CpuExecutor | SlicedExecutor:
     """The executor for a plan; ``replan`` gives the same plan for another batch size."""
-    if replan is not None and plan.batch > LANES and pads(plan) and slices_pay(plan, replan(LANES)):
-        return SlicedExecutor(plan, replan)
-    return CpuExecutor(plan, replan)
+    images = LANES if plan.batch > LANES else torch.get_num_threads()
+    if replan is None or plan.batch in (images, LANES) or plan.batch < images or not pads(plan):
+        return CpuExecutor(plan, replan)
+    if not slices_pay(plan, replan(images)):
+        return CpuExecutor(plan, replan)
+    return SlicedExecutor(plan, replan, images)
 
 
 class SlicedExecutor:
-    """Runs a plan 16 images at a time, and then what is left; see `finepruning.engine.plan.Executor`."""
+    """Runs a plan so many images at a time, then what is left; see `finepruning.engine.plan.Executor`."""
 
-    def __init__(self, plan: Plan, replan: Callable[[int], Plan]) -> None:
-        rest = plan.batch % LANES
-        self._slice = CpuExecutor(replan(LANES), replan)
+    def __init__(self, plan: Plan, replan: Callable[[int], Plan], images: int) -> None:
+        rest = plan.batch % images
+        self._images = images
+        self._slice = CpuExecutor(replan(images), replan)
         self._rest = CpuExecutor(replan(rest), replan) if rest else None
         self._input, self._output = plan.values[plan.input], plan.values[plan.output]
         self._shapes = {step.name: plan.values[step.output].shape for step in plan.steps}
 
     def report(self) -> list[StepReport]:
-        """One row a step of the plan, in order, with the kernels of a slice of 16 images."""
+        """One row a step of the plan, in order, with the kernels of one slice."""
         return [replace(row, shape=self._shapes[row.name]) for row in self._slice.report()]
 
     @property
@@ -47,9 +51,21 @@ class SlicedExecutor:
         Raises:
             InputError: another shape, dtype or device.
         """
-        CpuExecutor.check(x, self._input)
         result = torch.empty(self._output.shape)
-        for some, into in zip(torch.split(x, LANES), torch.split(result, LANES), strict=True):
-            executor = self._slice if some.shape[0] == LANES or self._rest is None else self._rest
+        for executor, some, into in zip(*self._pieces(x), torch.split(result, self._images), strict=True):
             into.copy_(executor(some))
         return result
+
+    def profile(self, x: Tensor) -> list[tuple[str, float]]:
+        """Seconds of every operation in execution order, as (step name, seconds), slice after slice."""
+        return [
+            row for executor, some in zip(*self._pieces(x), strict=True) for row in executor.profile(some)
+        ]
+
+    def _pieces(self, x: Tensor) -> tuple[list[CpuExecutor], list[Tensor]]:
+        CpuExecutor.check(x, self._input)
+        pieces = list(torch.split(x, self._images))
+        executors = [self._slice] * len(pieces)
+        if self._rest is not None:
+            executors[-1] = self._rest
+        return executors, pieces

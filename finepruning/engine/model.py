@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from finepruning.engine.capture import capture
 from finepruning.engine.fuse import fuse
+from finepruning.engine.hub import is_repository, pull, push
 from finepruning.engine.plan import Executor, Plan
 from finepruning.engine.plan_check import check
 from finepruning.engine.plan_report import PlanReport
@@ -63,18 +64,29 @@ class SparseModel(nn.Module):
         path: str | os.PathLike[str],
         device: str | torch.device = "cpu",
         dtype: torch.dtype | str | None = None,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
     ) -> SparseModel:
         """Load a model directory; needs neither the network's class nor torchvision.
 
         Args:
-            path: directory with config.json and model.safetensors. device: where to run.
+            path: directory with config.json and model.safetensors, or, where there is no such directory,
+                ``"user/name"`` on the Hugging Face Hub (needs huggingface_hub). device: where to run.
             dtype: of the weights' values, float32, float16 or bfloat16; None keeps what the file has.
+            revision: branch, tag or commit on the Hub. token: for private models there.
 
         Raises:
             ModelFileError: the directory holds no valid model. DeviceError: there is no such device.
+            HubError: the Hub does not give the model. ArgumentError: a revision of a directory, or
+                huggingface_hub is not installed.
         """
         place = _device(device)
         wanted = _dtype(dtype)
+        if is_repository(path):
+            path = pull(str(path), revision=revision, token=token)
+        elif revision is not None:
+            raise ArgumentError(f"revision goes with a model on the Hub, but {path} is a local path")
         stored = load(path)
         if wanted is not None:
             stored = _converted(stored, wanted)
@@ -140,6 +152,45 @@ class SparseModel(nn.Module):
             ArgumentError: ``path`` cannot be written.
         """
         save(self._stored, path)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        report: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        license: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Publish the model on the Hugging Face Hub, with a card (README.md) that states its figures.
+
+        Args:
+            repo_id: ``"user/name"``; made where it does not exist.
+            report: of the run that made the model (its directory, its report.json, or the content of that),
+                for the accuracies on the card.
+            license: identifier for the card, such as "apache-2.0". private: of a new repository; None for the
+                account's default.
+            revision: branch to write to; None for main. commit_message, token: as in huggingface_hub.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            ArgumentError: huggingface_hub is not installed, or the report is of another model.
+            CaptureError: as `save_pretrained`. HubError: the Hub cannot be reached, or refuses.
+        """
+        return push(
+            self._stored,
+            repo_id,
+            report=report,
+            license=license,
+            private=private,
+            revision=revision,
+            commit_message=commit_message,
+            token=token,
+        )
 
     def to_dense(self) -> dict[str, Tensor]:
         """All tensors by name with zeros filled in, float32 on the CPU.

@@ -60,9 +60,14 @@ class Surgery:
             return magnitudes
         return [size * factor for size, factor in zip(magnitudes, self.sensitivity, strict=True)]
 
-    def cut(self, theta: Sequence[float], keep: Keep) -> None:
-        """Choose the masks anew, without hysteresis, so that exactly ``keep`` weights remain."""
+    def cut(self, theta: Sequence[float], keep: Keep, first: Sequence[Tensor] | None = None) -> None:
+        """Choose the masks anew, without hysteresis, so that exactly ``keep`` weights remain.
+
+        Weights of the masks ``first`` go before all others: the new masks lie within them or hold them.
+        """
         scores = scaled_magnitudes(self.saliency(), theta)
+        if first is not None:
+            _put_first(scores, first)
         self.set_masks(exact_cut(scores, kept(keep, scores)))
 
     def set_masks(self, masks: Sequence[Tensor]) -> None:
@@ -107,6 +112,18 @@ class Surgery:
         with torch.no_grad():
             for parameter, weight, mask in zip(self._parameters, self.weights, self.masks, strict=True):
                 torch.mul(weight, mask, out=parameter.data)
+
+
+def _put_first(scores: Sequence[Tensor], first: Sequence[Tensor]) -> None:
+    """Change the scores in place: each inside ``first`` comes above each outside, their orders kept."""
+    inside = torch.cat([score[mask] for score, mask in zip(scores, first, strict=True)])
+    outside = torch.cat([score[~mask] for score, mask in zip(scores, first, strict=True)])
+    positive = inside[inside > 0]
+    lowest = float(positive.min()) if positive.numel() else 1.0
+    highest = float(outside.max()) if outside.numel() else 0.0
+    factor = 0.5 * lowest / highest if highest > 0 else 0.0
+    for score, mask in zip(scores, first, strict=True):
+        score.copy_(torch.where(mask, score.clamp(min=0.75 * lowest), score * factor))
 
 
 def update_probability(step: int, gamma: float, power: float) -> float:

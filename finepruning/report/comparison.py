@@ -15,7 +15,7 @@ from finepruning.report.terminal import print_table
 from finepruning.report.text import density_text, duration_text, percent_text, size_text
 from finepruning.report.writer import BENCH
 
-_NOT_OPTIONS = ("out", "workers", "device")
+_NOT_OPTIONS = ("out", "workers", "device", "tensorboard")
 
 
 def compare(runs: Sequence[Path]) -> dict[str, Any]:

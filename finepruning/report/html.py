@@ -11,7 +11,7 @@ from finepruning.report.asked import BYTES, accuracy_asked, asked, density_asked
 from finepruning.report.html_figures import densities, pareto, rounds, sensitivity, training, trials
 from finepruning.report.html_results import confusions, speed
 from finepruning.report.markup import Html, heading, paragraph, table
-from finepruning.report.text import density_text, duration_text, percent_text, size_text
+from finepruning.report.text import beginning_text, density_text, duration_text, percent_text, size_text
 
 
 def render_html(report: dict[str, Any], run_dir: Path, material: dict[str, Any]) -> str:
@@ -105,7 +105,7 @@ def _top(report: dict[str, Any], bench: dict[str, Any] | None) -> str:
         + paragraph(
             f"Run {escape(report['name'])}, {escape(report['date'][:10])}. {len(report['classes'])} classes; "
             f"{images['train']} images for training, {images['validation']} for validation and "
-            f"{images['test']} for the test, which were looked at once, at the end.",
+            f"{images['test']} for the test, which were looked at once, at the end. {beginning_text(report)}",
             "soft",
         )
         + f'<div class="figures">{figures}</div>'

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from finepruning.report.asked import accuracy_asked, density_asked, latency_asked, size_asked
-from finepruning.report.text import density_text, duration_text, percent_text, shape_text, size_text
+from finepruning.report.text import (
+    beginning_text,
+    density_text,
+    duration_text,
+    percent_text,
+    shape_text,
+    size_text,
+)
 
 _PHASES = (
     ("dense", "dense fine-tuning"),
@@ -58,8 +65,8 @@ def _headline(report: dict[str, Any]) -> str:
         f"**{percent_text(report['accuracy'])}** test "
         f"accuracy (dense: {percent_text(report['dense_accuracy'])}, {100 * change:+.1f} points) in "
         f"**{size_text(report['bytes_sparse'])}** instead of {size_text(report['bytes_dense'])}. "
-        f"{report['date']}, seed {report['seed']}."
-    )
+        f"{report['date']}, seed {report['seed']}. {beginning_text(report)}"
+    ).rstrip()
 
 
 def _outcome(report: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def size_text(count: float | None) -> str:
     """1.2 MB, in powers of ten as files are sold; "-" when unknown."""
@@ -35,3 +37,14 @@ def duration_text(seconds: float) -> str:
 
 def shape_text(shape: tuple[int, ...] | list[int]) -> str:
     return "x".join(str(extent) for extent in shape)
+
+
+def beginning_text(report: dict[str, Any]) -> str:
+    """A sentence on the run that this one started from, or nothing."""
+    start = report.get("from_run")
+    if start is None:
+        return ""
+    return (
+        f"Started from {start['name']} at density {density_text(start['density'])} with "
+        f"{percent_text(start['accuracy'])} test accuracy."
+    )

@@ -22,11 +22,13 @@ class Target(Protocol):
 
     Attributes:
         name: the option that asks for it. asked: its value.
+        start: density before the first round; 1 unless the run starts from another.
         state: what a resumed run has to know of the current round; JSON, replaced when a run is taken up.
     """
 
     name: str
     asked: float
+    start: float
     state: dict[str, Any]
 
     def begin(self, number: int, saliency: Sequence[Tensor]) -> None:
@@ -71,6 +73,7 @@ class DensityTarget:
     """A kept share of all prunable weights, exactly."""
 
     name = "target_density"
+    start = 1.0
 
     def __init__(self, config: CompressConfig, layers: Mapping[str, nn.Parameter]) -> None:
         """Raises ArgumentError where that is fewer than one weight a layer."""
@@ -82,7 +85,7 @@ class DensityTarget:
         weights_to_keep(layers, self.asked)
 
     def begin(self, number: int, saliency: Sequence[Tensor]) -> None:
-        density = budget(self._config, number, self.asked)
+        density = budget(self._config, number, self.asked, self.start)
         keep = weights_to_keep(self._layers, max(density, self.asked))
         self.state |= {"density": density, "keep": keep}
 
@@ -118,6 +121,7 @@ class CostTarget:
 
     name: str
     asked: float
+    start = 1.0
 
     def __init__(self, config: CompressConfig, cost: Cost, limit: float) -> None:
         self.state: dict[str, Any] = {}
@@ -130,7 +134,7 @@ class CostTarget:
         density = most_within(saliency, self._cost, self._limit) / total
         limit, most = self._limit, total
         if number < self._config.rounds:
-            density = budget(self._config, number, density)
+            density = budget(self._config, number, density, self.start)
             counts = counts_of(exact_cut(saliency, max(len(saliency), round(density * total))))
             limit = max(limit, float(self._cost(counts[:, None])[0]))
             sizes = np.array([[weight.numel()] for weight in saliency])

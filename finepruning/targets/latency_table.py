@@ -25,7 +25,7 @@ from finepruning.engine.builder import smallest
 from finepruning.engine.cpu_choice import DENSE_ABOVE, FEW_COLUMNS
 from finepruning.engine.fuse import fuse
 from finepruning.engine.model import make_executor
-from finepruning.engine.timing_table import TimingTable
+from finepruning.engine.timing_table import TimingTable, cache_folder, cache_path, cpu_name
 from finepruning.sparse.graph import to_json
 from finepruning.sparse.storage import StoredModel
 
@@ -247,10 +247,9 @@ def _digest(stored: StoredModel) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _cache(device: torch.device) -> tuple[Path, dict[str, str]]:
-    """File and identity of the times of this machine and these versions."""
+def _cache(device: torch.device) -> tuple[Path | None, dict[str, str]]:
+    """File (None: not kept) and identity of the times of this machine and these versions."""
     from finepruning import _core
-    from finepruning.engine.timing_table import cpu_name
 
     cuda = device.type == "cuda"
     identity = {
@@ -260,6 +259,5 @@ def _cache(device: torch.device) -> tuple[Path, dict[str, str]]:
         "torch": torch.__version__,
         "finepruning": finepruning.__version__,
     }
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    return base / "finepruning" / f"latency_{device.type}_{digest}.json", identity
+    folder = cache_folder()
+    return None if folder is None else cache_path(identity, f"latency_{device.type}", folder), identity

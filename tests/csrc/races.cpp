@@ -1,5 +1,6 @@
 // Runs every kind of native step from several threads at once, each call on a team of its own, and compares
 // what comes out with a run on one thread, bit for bit. Built with ThreadSanitizer by scripts/sanitize.sh.
+#include <bit>
 #include <cstdio>
 #include <functional>
 #include <limits>
@@ -15,7 +16,7 @@ using namespace finepruning;
 
 namespace {
 
-constexpr int kCallers = 3, kCalls = 6;
+constexpr int kCallers = 3, kCalls = 4;
 constexpr int64_t kImages = 20, kChannels = 6, kSide = 14, kOutputs = 80, kPooled = 7;
 constexpr int64_t kIn = kChannels * kSide * kSide, kOut = kOutputs * kSide * kSide;
 constexpr int64_t kSmall = kOutputs * kPooled * kPooled, kPadded = 32;  // images in whole blocks of 16
@@ -25,21 +26,30 @@ std::mt19937 chance(0);
 float any() { return std::uniform_real_distribution<float>(-1, 1)(chance); }
 
 struct Weights {
+  ValueType type;
   std::vector<float> value;
+  std::vector<uint16_t> half;  // the upper half of each value, which is a bfloat16
   std::vector<int32_t> column, rowptr{0};
 
-  Weights(int64_t rows, int64_t columns) {
+  Weights(int64_t rows, int64_t columns, ValueType type) : type(type) {
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < columns; ++c)
         if (chance() % 4 == 0) {
           value.push_back(any());
+          half.push_back(static_cast<uint16_t>(std::bit_cast<uint32_t>(value.back()) >> 16));
           column.push_back(static_cast<int32_t>(c));
         }
       rowptr.push_back(static_cast<int32_t>(value.size()));
     }
   }
   CsrView view() const {
-    return {value.data(), column.data(), rowptr.data(), static_cast<int64_t>(rowptr.size()) - 1,
+    const void* data = type == ValueType::kFloat32 ? static_cast<const void*>(value.data())
+                                                   : static_cast<const void*>(half.data());
+    return {data,
+            type,
+            column.data(),
+            rowptr.data(),
+            static_cast<int64_t>(rowptr.size()) - 1,
             static_cast<int64_t>(value.size())};
   }
 };
@@ -57,9 +67,16 @@ const ConvShape kConv{kChannels, kSide, kSide, kOutputs, 3, 3, 1, 1, 1, 1, 1, 1,
 const ConvShape kMatrixShape{kSmall, 1, 1, 10, 1, 1, 1, 1, 0, 0, 1, 1, 1};
 const PoolArgs kPool{kSide, kSide, kPooled, kPooled, 2, 2, 2, 2, 0, 0, 1, 1, true, false, 0};
 
-// Blocks of 16 images: transposed, convolved, gated, pooled, classified, transposed back.
-void in_lanes(Program& p, const Isa& isa) {
-  const Weights conv(kOutputs, kChannels * 9), linear(10, kSmall);
+std::shared_ptr<PackedConv> pack(const ConvShape& shape, const Weights& weights, Mapping mapping,
+                                 const Isa& isa, int64_t matrix_blocks = 1, bool pooled = false) {
+  return std::make_shared<PackedConv>(shape, weights.view(), mapping, isa, matrix_blocks, pooled,
+                                      PackedConv::Choice{});
+}
+
+// Blocks of 16 images: transposed, convolved, gated and pooled (or pooled while convolved), classified,
+// transposed back.
+void in_lanes(Program& p, const Isa& isa, ValueType type, bool pooled) {
+  const Weights conv(kOutputs, kChannels * 9, type), linear(10, kSmall, type);
   const int input = p.add_buffer(Buffer::kInput, 0, kImages * kIn);
   const int lanes = p.add_buffer(Buffer::kArena, 0, kPadded * kIn);
   int64_t at = kPadded * kIn;
@@ -70,25 +87,24 @@ void in_lanes(Program& p, const Isa& isa) {
   const int map = arena(kPadded * kOut), gated = arena(kPadded * kOut), small = arena(kPadded * kSmall);
   const int classes = arena(kPadded * 10);
   add_transpose(p, input, lanes, isa, kImages, kIn, true);
-  add_conv(p, lanes, map,
-           std::make_shared<PackedConv>(kConv, conv.view(), Mapping::kLanes, isa, 1, PackedConv::Choice{}),
+  add_conv(p, lanes, pooled ? small : map, pack(kConv, conv, Mapping::kLanes, isa, 1, pooled),
            finish(kOutputs), kPadded / 16);
-  add_broadcast(p, map, map, gated, isa, kPadded / 16, kOutputs, kSide * kSide, true, Binary::kMul,
-                Activation::kSilu);
-  add_pool(p, gated, small, isa, kPool, kPadded / 16 * kOutputs, true);
-  add_conv(p, small, classes,
-           std::make_shared<PackedConv>(kMatrixShape, linear.view(), Mapping::kMatrix, isa, kPadded / 16,
-                                        PackedConv::Choice{}),
-           finish(10), kPadded / 16);
+  if (!pooled) {
+    add_broadcast(p, map, map, gated, isa, kPadded / 16, kOutputs, kSide * kSide, true, Binary::kMul,
+                  Activation::kSilu);
+    add_pool(p, gated, small, isa, kPool, kPadded / 16 * kOutputs, true);
+  }
+  add_conv(p, small, classes, pack(kMatrixShape, linear, Mapping::kMatrix, isa, kPadded / 16), finish(10),
+           kPadded / 16);
   add_transpose(p, classes, p.add_buffer(Buffer::kOutput, 0, kImages * 10), isa, kImages, 10, false);
 }
 
 // Image by image, in a loop over chunks of 5: a convolution with a residual, pooling, copies; then a layer by
 // gathering.
-void planar(Program& p, const Isa& isa, Mapping mapping) {
-  const Weights conv(kOutputs, kChannels * 9), linear(10, kSmall);
+void planar(Program& p, const Isa& isa, ValueType type, Mapping mapping) {
+  const Weights conv(kOutputs, kChannels * 9, type), linear(10, kSmall, type);
   constexpr int64_t kTurns = 4, kChunk = kImages / kTurns;
-  const auto packed = std::make_shared<PackedConv>(kConv, conv.view(), mapping, isa, 1, PackedConv::Choice{});
+  const auto packed = pack(kConv, conv, mapping, isa);
   const int input = p.add_buffer(Buffer::kInput, 0, kChunk * kIn, kChunk * kIn, kTurns);
   const int map = p.add_buffer(Buffer::kArena, 0, kChunk * kOut);
   int64_t at = kChunk * kOut;
@@ -143,9 +159,12 @@ int main() {
   for (const char* name : {"avx512", "avx2", "portable"}) {
     const Isa* isa = find_isa(name);
     if (isa == nullptr) continue;
-    ok &= same(name, "lanes", [&](Program& p) { in_lanes(p, *isa); });
-    ok &= same(name, "rows", [&](Program& p) { planar(p, *isa, Mapping::kRows); });
-    ok &= same(name, "flat", [&](Program& p) { planar(p, *isa, Mapping::kFlat); });
+    for (ValueType type : {ValueType::kFloat32, ValueType::kBfloat16}) {
+      ok &= same(name, "lanes", [&](Program& p) { in_lanes(p, *isa, type, false); });
+      ok &= same(name, "lanes, pooled", [&](Program& p) { in_lanes(p, *isa, type, true); });
+      ok &= same(name, "rows", [&](Program& p) { planar(p, *isa, type, Mapping::kRows); });
+      ok &= same(name, "flat", [&](Program& p) { planar(p, *isa, type, Mapping::kFlat); });
+    }
   }
   return ok ? 0 : 1;
 }

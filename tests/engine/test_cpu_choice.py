@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_cpu import attributes, check, conv_step, plan_of, pruned, reference
+from cpu_plans import attributes, check, conv_step, plan_of, pruned, reference
 from torch import nn
 
 from finepruning import SparseModel

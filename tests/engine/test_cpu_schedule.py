@@ -109,7 +109,7 @@ def test_chunks_divide_the_batch(batch: int, threads: int, images: int) -> None:
     assert chunk_images(batch, threads) == images
 
 
-@pytest.mark.parametrize("batch", [17, 32, 43])
+@pytest.mark.parametrize("batch", [5, 17, 32, 43])
 def test_a_large_batch_runs_in_slices(
     model: SparseModel, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +120,7 @@ def test_a_large_batch_runs_in_slices(
     expected = torch.cat([model(some) for some in x.split(11)])
     assert torch.allclose(executor(x), expected, rtol=1e-4, atol=1e-5)
     assert [row.shape[0] for row in executor.report()] == [batch] * len(executor.report())
+    assert {row.name for row in executor.report() if row.nnz} <= {name for name, _ in executor.profile(x)}
     with pytest.raises(InputError, match=str(batch)):
         executor(x[:-1])
 

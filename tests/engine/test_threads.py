@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -47,7 +48,10 @@ print("pools", len(pools))
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux lists them")
 def test_kernels_share_the_pool_of_pytorch_and_follow_its_size() -> None:
     pytest.importorskip("threadpoolctl")
-    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # nothing has made a pool before
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], capture_output=True, text=True, check=True, env=environment
+    )
     lines = [line.split() for line in done.stdout.splitlines()]
     assert lines[0] == ["one", "0"]  # the calling thread alone
     # A pool shrinks by itself when a smaller team runs, and grows again.

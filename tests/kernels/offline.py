@@ -13,47 +13,29 @@ import re
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import torch
+import triton
 from finepruning.kernels import common, layout
 from finepruning.kernels.sliced_ell import pack
 from finepruning.kernels.table import KERNELS
-from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
+from finepruning.bench import cuda_offline
 from finepruning.sparse.csr import CSR
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _launched = []
 
 
-class OfflineDriver:
-    """What the compiler asks of a driver."""
-
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device):
-        return 0
-
-
 def switch_on():
-    driver.set_active(OfflineDriver())
-    run = JITFunction.run
-
-    def compile_only(self, *arguments, grid, warmup, **options):
-        kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+    def seen(function, kernel, grid):
         assert len(grid) == 1 or max(grid[1:]) < 65536, grid
         assert grid[0] < 2**31, grid
-        _launched.append((self.fn.__name__, kernel))
-        return kernel
+        _launched.append((function.__name__, kernel))
 
-    JITFunction.run = compile_only
+    cuda_offline.switch_on(90, seen)
 
 
 def launched():
@@ -63,8 +45,54 @@ def launched():
     return result
 
 
+# Limits of a processor of an H100 or H200 (compute capability 9.0): CUDA programming guide, table of
+# technical specifications. Registers are given to warps in units of 256, shared memory in units of 128.
+MAX_WARPS, MAX_PROGRAMS, REGISTERS, SHARED_BYTES, RESERVED_SHARED = 64, 32, 65536, 228 << 10, 1024
+
+
+def resident_warps(registers, shared, warps):
+    """Warps that a processor holds at once of programs with ``warps`` warps each."""
+    per_warp = -(-registers * 32 // 256) * 256
+    per_program = -(-(shared + RESERVED_SHARED) // 128) * 128
+    programs = min(
+        MAX_PROGRAMS, MAX_WARPS // warps, REGISTERS // per_warp // warps, SHARED_BYTES // per_program
+    )
+    return programs * warps
+
+
+def main_loop(cubin):
+    """Machine instructions (names) of the loop with the most multiply-adds; all of them without any."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True).stdout
+    labels, lines = {}, []
+    for line in text.splitlines():
+        if label := re.match(r"(\.L_\w+):", line):
+            labels[label[1]] = len(lines)
+        elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\S*)(.*);", line):
+            lines.append((found[1], found[2]))
+    loops = []
+    for index, (name, rest) in enumerate(lines):
+        target = re.search(r"\.L_\w+", rest) if name.startswith("BRA") else None
+        # The branch to itself at the end of every program is no loop.
+        if target and labels.get(target[0], len(lines)) < index:
+            loops.append([name for name, _ in lines[labels[target[0]] : index + 1]])
+    everything = [name for name, _ in lines]
+    return max(loops, key=multiply_adds, default=everything)
+
+
+def multiply_adds(names):
+    """Sums that a thread adds to: fused, or (where products are added in pairs) by themselves."""
+    fused = sum(name.startswith("FFMA") for name in names)
+    return fused + min(
+        sum(name.startswith("FMUL") for name in names), sum(name.startswith("FADD") for name in names)
+    )
+
+
 def facts(kernel):
-    """Memory accesses in the PTX, and registers and spilled bytes that the assembler reports."""
+    """Memory accesses in the PTX, what the assembler reports, and the main loop of the machine code."""
     ptx = kernel.asm["ptx"]
     assembler = get_ptxas(90)
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
@@ -73,13 +101,19 @@ def facts(kernel):
         program = getattr(assembler, "path", assembler)
         command = [program, "-v", "--gpu-name=sm_90a", file.name, "-o", "/dev/null"]
         info = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers = int(re.findall(r"Used (\d+) registers", info)[0])
+    loop = main_loop(kernel.asm["cubin"])
     return {
         "loads": sorted(set(re.findall(r"ld\.global[\w.:]*", ptx))),
         "stores": sorted(set(re.findall(r"st\.global[\w.:]*", ptx))),
         "tensor_cores": bool(re.search(r"\b(wgmma|mma)\.", ptx)),
         "float64": ".f64" in ptx,
         "spilled_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", info)),
-        "registers": int(re.findall(r"Used (\d+) registers", info)[0]),
+        "registers": registers,
+        "warps": resident_warps(registers, kernel.metadata.shared, kernel.metadata.num_warps),
+        "loop_loads": sum(name.startswith("LDG") for name in loop),
+        "loop_instructions": len(loop),
+        "loop_multiply_adds": multiply_adds(loop),
     }
 
 
@@ -118,6 +152,7 @@ def launches(dtype):
     result["spmm batch 8"] = lambda: linear(8)
     result["spmm batch 64"] = lambda: linear(64)
     result["sparse_conv2d batch 1"] = lambda: convolution(1, 14)
+    result["sparse_conv2d batch 1, large map"] = lambda: convolution(1, 112)
     result["sparse_conv2d batch 8"] = lambda: convolution(8, 14)
     result["sparse_conv2d batch 64"] = lambda: convolution(64, 7)
     result["sparse_conv2d batch 64, 64-bit offsets"] = lambda: convolution(64, 7, 0)

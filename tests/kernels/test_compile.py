@@ -35,8 +35,37 @@ def test_every_kernel_is_compiled_for_every_type(kernels):
 
 def test_nothing_spills(kernels):
     assert {name: facts["spilled_bytes"] for name, facts in kernels.items() if facts["spilled_bytes"]} == {}
-    # Three blocks of 128 threads fit a processor's 65536 registers. Triton 3.8 needs 80, 3.6 up to 140.
-    assert {name: facts["registers"] for name, facts in kernels.items() if facts["registers"] > 168} == {}
+
+
+def _starved(facts):
+    """Whether a processor holds too few loads to keep memory busy.
+
+    Little's law on an H200: 4.8 TB/s for 700 ns, over 132 processors, is 25 KB in flight on each, or 50
+    loads of 16 bytes by 32 lanes. A warp has those of one turn of its loop under way at once. At least 12
+    warps (three for each scheduler) hide the latency of arithmetic.
+    """
+    return facts["warps"] < 12 or facts["warps"] * max(facts["loop_loads"], 1) < 50
+
+
+def test_enough_warps_are_resident(kernels):
+    assert {name: facts for name, facts in kernels.items() if _starved(facts)} == {}
+
+
+# Instructions of the compiled loop for one multiply-add, Triton 3.6 and 3.8. Before the weight was decoded
+# for several runs of outputs: 40 and 10 (batch 1), 7 and 10 (batch 8 and 64).
+INSTRUCTIONS = {
+    "batch 1": {"float32": 5.0, "float16": 5.5, "bfloat16": 5.5},
+    "batch 1, large map": {"float32": 5.0, "float16": 6.0, "bfloat16": 6.0},
+    "batch 8": {"float32": 6.0, "float16": 5.0, "bfloat16": 5.0},
+    "batch 64": {"float32": 6.0, "float16": 5.0, "bfloat16": 5.0},
+}
+
+
+@pytest.mark.parametrize("case", INSTRUCTIONS)
+def test_a_multiply_add_of_a_convolution_costs_few_instructions(kernels, case):
+    for dtype, limit in INSTRUCTIONS[case].items():
+        facts = kernels[f"sparse_conv2d {case} {dtype}"]
+        assert facts["loop_instructions"] / facts["loop_multiply_adds"] <= limit, (dtype, facts)
 
 
 def test_sums_are_float32_on_the_cuda_cores(kernels):
@@ -79,11 +108,9 @@ def test_pools_move_at_least_8_bytes_at_a_time(kernels, name):
 
 
 @pytest.mark.parametrize(
-    ("network", "batch", "dtype", "registers"),
-    [("resnet18", 8, "float32", 80), ("mobilenet_v3_small", 1, "float16", 128)],
+    ("network", "batch", "dtype"), [("resnet18", 8, "float32"), ("mobilenet_v3_small", 1, "float16")]
 )
-def test_whole_networks_compile(network, batch, dtype, registers):
-    """Every kernel of a real network's plan keeps to its registers (80: six blocks, 128: four)."""
+def test_whole_networks_compile(network, batch, dtype):
     facts = offline(network, str(batch), dtype)
     assert any(name.startswith("sparse_conv2d_kernel") for name in facts)
-    assert {name: f for name, f in facts.items() if f["spilled_bytes"] or f["registers"] > registers} == {}
+    assert {name: f for name, f in facts.items() if f["spilled_bytes"] or f["warps"] < 12} == {}

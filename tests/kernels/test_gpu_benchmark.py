@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,9 +32,11 @@ def test_dry_run_lists_every_row(gpu, capsys):
         *("cusparse", "2:4", "linear 25088x4096", "0.02"),
     ):
         assert wanted in out
-    assert "compile" not in out
+    compiled = [line for line in out.splitlines() if "torch_compile" in line]
+    assert compiled
+    assert all("NO TIME not measured" in line for line in compiled)
     gpu.main(["--dry-run", "--compile"])
-    assert "torch_compile_tf32" in capsys.readouterr().out
+    assert "NO TIME" not in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -74,7 +78,8 @@ def faked(gpu, monkeypatch):
 
 
 def _run(gpu, path, *arguments):
-    code = gpu.main(["--no-build", "--out", str(path), "--batches", "1", "--dtypes", "float32", *arguments])
+    common = ["--no-build", "--no-compile-ahead", "--out", str(path), "--batches", "1", "--dtypes", "float32"]
+    code = gpu.main([*common, *arguments])
     return code, json.loads(path.read_text())
 
 
@@ -102,10 +107,76 @@ def test_what_the_time_does_not_allow_is_listed_and_measured_on_resuming(faked, 
     path, networks = tmp_path / "out.json", ("--networks", "alexnet", "--densities", "0.2")
     code, result = _run(faked, path, *networks, "--budget", "0")
     assert code == 1
-    assert all(row["error"].startswith("not measured: 0 s are over") for row in result["rows"])
+    late = [row for row in result["rows"] if "left_out" not in row]
+    assert all(row["error"].startswith("not measured: 0 s are over") for row in late)
     _, resumed = _run(faked, path, *networks, "--resume")
     assert len(resumed["rows"]) == len(result["rows"])
-    assert all(row["median_ms"] == 1.0 for row in resumed["rows"])
+    assert all(row["median_ms"] == 1.0 for row in resumed["rows"] if "left_out" not in row)
+
+
+def test_what_is_left_out_is_listed_and_no_failure(faked, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["gpu_checks"], "all_checks", lambda: iter([("good", lambda: None)]))
+    code, result = _run(faked, tmp_path / "out.json", "--networks", "alexnet", "--densities", "0.2")
+    assert code == 0
+    assert [row["peer"] for row in result["rows"] if "left_out" in row] == [
+        "torch_compile",
+        "torch_compile_tf32",
+    ]
+
+
+def test_checks_that_passed_are_not_run_again_on_resuming(faked, tmp_path, monkeypatch, capsys):
+    path, networks = tmp_path / "out.json", ("--networks", "alexnet", "--densities", "0.2")
+    _run(faked, path, *networks)
+    capsys.readouterr()
+    _run(faked, path, *networks, "--resume")
+    assert "CHECK FAILED" in capsys.readouterr().out  # they had not passed
+    monkeypatch.setattr(sys.modules["gpu_checks"], "all_checks", lambda: iter([("good", lambda: None)]))
+    _run(faked, path, *networks)
+    capsys.readouterr()
+    _, resumed = _run(faked, path, *networks, "--resume")
+    out = capsys.readouterr().out
+    assert "ok good" not in out
+    assert resumed["failed_checks"] == []
+    monkeypatch.setattr(faked, "commit", lambda: "another")
+    _run(faked, path, *networks, "--resume")
+    assert "ok good" in capsys.readouterr().out
+
+
+TINY = """
+import sys
+from torch import nn
+from finepruning.bench import cuda_offline
+from finepruning.bench.networks import prune_uniform
+from finepruning.engine.capture import capture
+from finepruning.engine.fuse import fuse
+
+class Tiny:
+    def __init__(self, name):
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 8)).eval()
+        prune_uniform(network, 0.1, 0.1)
+        self.captured = capture(network, (3, 8, 8))
+
+    def plan(self, density, batch, dtype):
+        return fuse(*self.captured, batch, dtype)
+
+cuda_offline.Outline = Tiny
+sys.exit(cuda_offline.main(["tiny", "1", "float32", "90", "0.1"]))
+"""
+
+
+def test_compiling_ahead_fills_the_cache(tmp_path):
+    """A second process finds every kernel there."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    kernels = []
+    for _ in range(2):
+        command = [sys.executable, "-c", TINY]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout) >= 4  # both layers, in the plan and alone
+        kernels.append({path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")})
+    assert kernels[0] == kernels[1]
+    assert any("sparse_conv2d" in name for name in kernels[0])
 
 
 def test_thinning_keeps_the_largest_weights(gpu):

@@ -101,3 +101,13 @@ def test_frozen_weights_stay_zero_while_the_optimizer_steps() -> None:
 def test_masks_change_ever_less() -> None:
     chances = [update_probability(step, 0.01, 1.0) for step in (0, 100, 900)]
     assert chances == pytest.approx([1.0, 0.5, 0.1])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 4, 5])
+def test_a_cut_can_put_weights_first(keep: int) -> None:
+    """Also those with nothing to say for themselves; among the first and among the rest, size decides."""
+    weight = nn.Parameter(torch.tensor([[0.0, 5.0, 1.0, 3.0, 2.0]]))
+    surgery = Surgery({"layer": weight})
+    surgery.cut([0.7], keep, first=[torch.tensor([[True, False, True, False, False]])])
+    order = [2, 0, 1, 3, 4]
+    assert sorted(order[:keep]) == surgery.masks[0].flatten().nonzero().flatten().tolist()

@@ -14,7 +14,7 @@ from tiny_run import make_images, use_tiny_network
 def _small(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("FINEPRUNING_CACHE", str(tmp_path_factory.mktemp("cache")))
     yield
     torch.set_num_threads(threads)
 
