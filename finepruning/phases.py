@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from finepruning.config import CompressConfig
-from finepruning.training import Recipe, cosine, rise_and_decay
+from finepruning.data import Splits
+from finepruning.training import Attack, Recipe, cosine, rise_and_decay
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Facts:
         averaged: steps that the mean of the weights has taken in during this phase.
         theta: of the current round. previous: theta of the round before.
         spliced: weights re-admitted in the current round so far.
+        alpha: share of the fine-tuned weights in the mixture that the run ends with, where it mixes.
         target: what the run's target knows, see `finepruning.targets`.
         dense: validation loss and accuracy of the dense network.
         rounds, history, seconds: as in report.json.
@@ -42,6 +44,7 @@ class Facts:
     theta: list[float] = field(default_factory=list)
     previous: list[float] | None = None
     spliced: int = 0
+    alpha: float | None = None
     target: dict[str, Any] = field(default_factory=dict)
     dense: dict[str, float] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
@@ -100,3 +103,11 @@ def learning_rate(config: CompressConfig, phase: Phase, epoch: int, steps: int) 
         return cosine(epoch * steps + step, phase.epochs * steps, peak, round(warmup * steps))
 
     return rate
+
+
+def attack(config: CompressConfig, splits: Splits) -> Attack | None:
+    """What changes the training images, where something does."""
+    if config.adversarial_epsilon == 0.0:
+        return None
+    wanted = splits.preprocessing
+    return Attack(config.adversarial_epsilon, config.adversarial_steps, wanted.mean, wanted.std)
