@@ -1,11 +1,14 @@
 # `make demo` shows the product end to end; `make test` runs the suite. Both make their own environment.
+# `make coverage` is `make test` with the share of lines and branches that the suite reaches; `make sanitize` runs the
+# tests of the kernels in builds with sanitizers.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+NATIVE := $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.inl tests/csrc/*.cpp)
 
-.PHONY: demo test check format clean
+.PHONY: demo test coverage sanitize check format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/finepruning compress
@@ -14,16 +17,22 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
+coverage:
+	PYTEST_ADDOPTS="--cov --cov-report=term:skip-covered" $(MAKE) test
+
+sanitize: $(VENV)/.installed-test
+	scripts/sanitize.sh $(BIN)/python
+
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.inl)
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.inl)
+	$(BIN)/clang-format -i $(NATIVE)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

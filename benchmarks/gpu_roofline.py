@@ -17,50 +17,23 @@ os.environ["TRITON_INTERPRET"] = "1"  # kernels are imported, not run
 
 import torch
 
-from finepruning import models
-from finepruning.bench.networks import prune_uniform
-from finepruning.engine import cuda_choice, cuda_program, cuda_roofline, cuda_weights
-from finepruning.engine.capture import capture
-from finepruning.engine.fuse import fuse
-from finepruning.sparse.csr import CSR
+from finepruning.bench.cuda_outline import Outline, modelled, shares
+from finepruning.engine import cuda_choice
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
-CPU = torch.device("cpu")
 
 
-def rows(name: str, density: float, dtypes: list[str], batches: list[int]) -> None:
-    network = models.create(name, 1000, "none", 0)
-    prune_uniform(network.module, density)
-    size = network.image_size
+def rows(outline: Outline, name: str, density: float, dtypes: list[str], batches: list[int]) -> None:
     for label in dtypes:
-        dtype = DTYPES[label]
-        graph, tensors = capture(network.module.eval(), (3, size, size), dtype)
-        order = "channels_last" if dtype is torch.float16 else "contiguous"
         for batch in batches:
-            plan = fuse(graph, tensors, batch, dtype)
-            layers = cuda_choice.layers(plan)
-            times = {layer.name: cuda_roofline.seconds(layer, cuda_roofline.H200) for layer in layers}
-            chosen = cuda_choice.choose(layers, times)
-            ours = sum(times[key][choice.method] for key, choice in chosen.items())
-            dense = sum(times[layer.name]["dense"] for layer in layers)
-            weights = dense_weights = 0
-            for step in plan.steps:
-                if not isinstance(step.weight, CSR):
-                    continue
-                full = step.weight.rows * step.weight.columns * dtype.itemsize
-                dense_weights += full
-                sparse = chosen[step.name].method != "dense"
-                weights += cuda_weights.packed(step.weight, dtype, CPU).nbytes if sparse else full
-            layout = cuda_program.lay_out(plan, chosen, order)
-            bare = cuda_program.lay_out(plan, {}, order)
-            peak = (weights + layout.arena_bytes + layout.input_bytes) / (
-                dense_weights + bare.arena_bytes + bare.input_bytes
-            )
+            plan = outline.plan(density, batch, DTYPES[label])
+            chosen, ours, dense = modelled(plan)
+            weights, peak = shares(plan, chosen)
             kinds = Counter(choice.method for choice in chosen.values())
             methods = " ".join(f"{kind} {kinds[kind]}" for kind in cuda_choice.METHODS if kinds[kind])
             print(
-                f"| {name} | {density:.2f} | {label} | {batch} | {methods} | {dense / ours:.2f} | "
-                f"{weights / dense_weights:.3f} | {peak:.3f} |",
+                f"| {name} | {density:.2f} | {label} | {batch} | {methods} | {dense * 1e6:.0f} | "
+                f"{ours * 1e6:.0f} | {dense / ours:.2f} | {weights:.3f} | {peak:.3f} |",
                 flush=True,
             )
 
@@ -74,11 +47,15 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64, 256])
     options = parser.parse_args()
-    print("| network | density | dtype | batch | layers | modelled speedup | weights | weights + arena |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| network | density | dtype | batch | layers | modelled us, dense | ours | speedup | weights | "
+        "weights + arena |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for name in options.networks:
+        outline = Outline(name)
         for density in options.densities:
-            rows(name, density, options.dtypes, options.batches)
+            rows(outline, name, density, options.dtypes, options.batches)
 
 
 if __name__ == "__main__":

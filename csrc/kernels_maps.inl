@@ -19,7 +19,7 @@ inline float divisor(const PoolArgs& p, int64_t oy, int64_t ox, int64_t inside) 
 
 // The larger of two; NaN wins, as in torch.
 inline float larger(float a, float b) { return b > a || b != b ? b : a; }
-inline V larger(V a, V b) { return (b > a) | (b != b) ? b : a; }
+inline V larger(V a, V b) { return ((b > a) | (b != b)) ? b : a; }
 
 void pool_lanes(const float* x, float* y, const PoolArgs& p) {
   for (int64_t oy = 0; oy < p.out_height; ++oy) {

@@ -13,7 +13,8 @@ import typer
 from finepruning import __version__
 from finepruning.commands import bench, compare, compress, export, inspect, predict, report, sensitivity
 from finepruning.commands.options import Debug
-from finepruning.errors import FinepruningError
+from finepruning.errors import DeviceError, FinepruningError
+from finepruning.memory import out_of_memory
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -73,8 +74,10 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if "--debug" in arguments or not _is_users(error):
+        if "--debug" in arguments or not (_is_users(error) or out_of_memory(error)):
             raise
+        if isinstance(error, MemoryError) and not str(error):
+            error = DeviceError("out of memory; close other programs, or give smaller images or batches")
         typer.echo(f"error: {_one_line(error)}", err=True)
         return USAGE_ERROR
     return code if isinstance(code, int) else 0

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from finepruning import data, mistakes, models
-from finepruning.config import DEFAULT_DENSITY, TARGETS, CompressConfig
+from finepruning.config import CHANGEABLE, DEFAULT_DENSITY, TARGETS, CompressConfig
 from finepruning.environment import describe_environment
-from finepruning.errors import DeviceError, FinepruningError, RunError
+from finepruning.errors import ArgumentError, DataError, DeviceError, FinepruningError, RunError
 from finepruning.good_state import dense_network
 from finepruning.loop import Loop
+from finepruning.memory import memory_errors
 from finepruning.phases import Phase, phases
 from finepruning.progress import NoProgress, Progress
 from finepruning.pruning import kept, prunable_layers
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from finepruning.sparse.storage import StoredModel
 
 EXPORT = "export and test"
+_MORE_MEMORY = (
+    "what was saved is intact: free memory and continue with --resume, or start again with a smaller "
+    "--batch-size, --image-size or --workers"
+)
 
 
 class Interrupted(FinepruningError):  # noqa: N818  (it is no failure)
@@ -43,7 +49,11 @@ class Interrupted(FinepruningError):  # noqa: N818  (it is no failure)
 
 
 def compress(
-    config: CompressConfig, *, progress: Progress | None = None, resume: Path | None = None
+    config: CompressConfig,
+    *,
+    progress: Progress | None = None,
+    resume: Path | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune and prune a network, and write the run directory.
 
@@ -53,21 +63,24 @@ def compress(
         resume: a run directory to continue after the last epoch or trial it completed. On the CPU, with
             the same number of threads, the result is the one an uninterrupted run would have had. A
             finished run is left as it is.
+        changes: with ``resume``, options of `CHANGEABLE` that the run goes on with and keeps.
 
     Returns:
         The report, as in ``report.json``.
 
     Raises:
-        ArgumentError, DataError, ModelFileError, DeviceError: before anything is written.
+        ArgumentError, ModelFileError: before anything is written.
+        DataError: also where an image can no longer be read.
+        DeviceError: there is no such device, or memory does not suffice.
         RunError: the run directory cannot be written, read or taken up.
         TrainingError: the loss became NaN or infinite.
         Interrupted: on KeyboardInterrupt, once there is a run to resume.
     """
     progress = progress or NoProgress()
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=cuda), memory_errors(_MORE_MEMORY):
         if resume is not None:
-            return _resume(Path(resume), progress)
+            return _resume(Path(resume), progress, changes or {})
         resolved = resolve(config)
         assert resolved.out is not None
         assert resolved.device is not None
@@ -146,13 +159,13 @@ def resolve(config: CompressConfig) -> CompressConfig:
     )
 
 
-def _resume(path: Path, progress: Progress) -> dict[str, Any]:
+def _resume(path: Path, progress: Progress, changes: Mapping[str, Any]) -> dict[str, Any]:
     with RunDirectory.open(path) as run:
         report = run.report()
         if report is not None:
             progress.message(f"{run.path} is finished already; its report is {run.path / REPORT}")
             return report
-        config = dataclasses.replace(run.config(), out=str(run.path))
+        config = _changed(dataclasses.replace(run.config(), out=str(run.path)), changes)
         _device(config.device)
         threads = run.environment().get("threads")
         if threads != torch.get_num_threads():
@@ -162,7 +175,22 @@ def _resume(path: Path, progress: Progress) -> dict[str, Any]:
             )
         splits, network = _prepare(config, progress)
         _check_unchanged(run, splits)
+        if changes:
+            run.write_config(config)
+            progress.message(f"goes on with {', '.join(f'{n} {getattr(config, n):g}' for n in changes)}")
         return _run(config, splits, network, _target(config, splits, network, progress), run, progress)
+
+
+def _changed(config: CompressConfig, changes: Mapping[str, Any]) -> CompressConfig:
+    if unknown := [name for name in changes if name not in CHANGEABLE]:
+        raise ArgumentError(
+            f"a run goes on with its own {', '.join(unknown)}; only {', '.join(CHANGEABLE)} can change"
+        )
+    values = dict(changes)
+    for name, of_pruning in (("lr", "prune_lr"), ("max_grad_norm", "prune_max_grad_norm")):
+        if name in values and getattr(config, name) == getattr(config, of_pruning):
+            values.setdefault(of_pruning, values[name])  # it was left to follow
+    return dataclasses.replace(config, **values)
 
 
 def _content(splits: data.Splits) -> dict[str, Any]:
@@ -222,9 +250,12 @@ def _run(
         loop.run()
         progress.start(EXPORT)
         target.trim(network.module)
-        return _finish(config, splits, network, target, run, loop, progress)
+        with run.writing():
+            return _finish(config, splits, network, target, run, loop, progress)
     except KeyboardInterrupt:
         raise Interrupted(run.path) from None
+    except DataError as error:  # every image was intact when the run began
+        raise DataError(f"{error}; restore it and continue with --resume {run.path}") from error
 
 
 def _finish(
@@ -244,8 +275,9 @@ def _finish(
     device = torch.device(config.device or "cpu")
     module = network.module.eval().to(memory_format=torch.contiguous_format)
     place = run.path / "model"
-    if place.exists():
-        shutil.rmtree(place)  # from an export that was interrupted
+    for left in (place, *run.path.glob(".model-*")):  # by an export that was interrupted
+        if left.exists():
+            shutil.rmtree(left)
     _sparse_model(config, splits, network).save_pretrained(place)
     progress.advance()
     accuracy = _test(module, splits, device)

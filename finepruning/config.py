@@ -17,6 +17,8 @@ OPTIMIZERS = ("sgd", "adam")
 TARGETS = ("target_density", "target_bytes", "target_latency", "max_accuracy_drop")
 DEFAULT_DENSITY = 0.1
 PRECISIONS = ("auto", "float32", "bfloat16")
+CHANGEABLE = ("lr", "prune_lr", "max_grad_norm", "prune_max_grad_norm")
+"""What a resumed run may go on with otherwise than it began, such as after its loss became no number."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,9 @@ Run = Callable[[Tensor], Tensor]
 def _write_torch(stored: StoredModel, path: Path) -> tuple[str, Run]:
     program = _program(stored)
     about = {"classes": stored.classes, "preprocessing": stored.preprocessing}
-    torch.export.save(program, path, extra_files={"finepruning.json": json.dumps(about)})
+    content = io.BytesIO()  # PyTorch's own writer ends the process when the disk is full
+    torch.export.save(program, content, extra_files={"finepruning.json": json.dumps(about)})
+    path.write_bytes(content.getvalue())
     module = torch.export.load(path).module()
     return f"torch {torch.__version__}", lambda x: module(x)
 

@@ -6,6 +6,7 @@ its state goes to disk; a resumed loop starts at the step after the last one sav
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from finepruning.data import Splits
 from finepruning.errors import RunError, TrainingError
 from finepruning.good_state import GoodState, dense_network
 from finepruning.loop_state import LoopState, from_tensors, to_tensors
-from finepruning.phases import Facts, Phase, attack, learning_rate, phases, recipe
+from finepruning.phases import Facts, Phase, attack, learning_rate, peak_rate, phases, recipe
 from finepruning.progress import Progress
 from finepruning.pruning import (
     ALLOCATION_RULES,
@@ -269,12 +270,18 @@ class Loop:
                 attack=self._attack,
                 after_step=after_step,
             )
+            result = self._validate()
+            if not math.isfinite(result.loss):
+                raise TrainingError(f"the validation loss became {result.loss}")
         except TrainingError as error:
+            prefix = "--" if phase.kind == "dense" else "--prune-"
+            options = f"{prefix}lr {peak_rate(config, phase) / 4:.2g}"
+            if not 0 < recipe(config, phase, self._device).max_grad_norm <= 1:
+                options += f" {prefix}max-grad-norm 1"
             raise TrainingError(
-                f"{phase.title}, epoch {epoch + 1}: {error}. The last good state is kept in "
-                f"{self._run.path}; start again with a lower --lr (now {config.lr:g}) or --max-grad-norm 1"
+                f"{phase.title}, epoch {epoch + 1}: {error}. The last good state is kept: continue from it "
+                f"with --resume {self._run.path} {options}"
             ) from None
-        result = self._validate()
         seconds = time.perf_counter() - started
         self._record(phase, epoch, loss, result, rate(0), seconds)
 

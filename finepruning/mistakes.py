@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from finepruning.data import Images
+from finepruning.files import replace_file
 
 EXAMPLES = "examples"
 """Folder of a run that holds the example images, ``<index in the test split>.jpg``."""
@@ -97,7 +98,7 @@ def describe(answers: Answers, images: Images, run_dir: Path) -> dict[str, Any] 
     for pair in pairs:
         for example in pair["examples"]:
             example["name"] = images.name(example["index"])
-            (folder / f"{example['index']}.jpg").write_bytes(_jpeg(images.picture(example["index"])))
+            replace_file(folder / f"{example['index']}.jpg", _jpeg(images.picture(example["index"])))
     return {"matrix": answers.matrix().tolist(), "pairs": pairs}
 
 

@@ -90,9 +90,14 @@ def recipe(config: CompressConfig, phase: Phase, device: torch.device) -> Recipe
     )
 
 
+def peak_rate(config: CompressConfig, phase: Phase) -> float:
+    """The highest learning rate of a phase."""
+    return config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
+
+
 def learning_rate(config: CompressConfig, phase: Phase, epoch: int, steps: int) -> Callable[[int], float]:
     """Learning rate of a step of epoch ``epoch`` (from 0), which has ``steps``."""
-    peak = config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
+    peak = peak_rate(config, phase)
     warmup = min(config.warmup, phase.epochs / 2) if phase.kind == "dense" else 0.0
 
     def rate(step: int) -> float:

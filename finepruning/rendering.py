@@ -59,8 +59,10 @@ def rewrite(
             splits = run_data(run.config())
             model = SparseModel.from_pretrained(run.path / "model")
             answers = mistakes.ask(model, splits.test.batches(32), torch.device("cpu"))
-            report["confusion"] = mistakes.describe(answers, splits.test, run.path)
-        write(run.path, report)
-        if test:
-            run.write_json(REPORT, report)
+        with run.writing("try again when it can be written"):
+            if test:
+                report["confusion"] = mistakes.describe(answers, splits.test, run.path)
+            write(run.path, report)
+            if test:
+                run.write_json(REPORT, report)
         return json.loads(json.dumps(report))  # type: ignore[no-any-return]

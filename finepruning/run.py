@@ -6,7 +6,8 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +18,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from finepruning.config import CompressConfig
-from finepruning.errors import RunError
+from finepruning.errors import ArgumentError, RunError
+from finepruning.files import replace_file
 from finepruning.search import Trial
 
 CONFIG, ENVIRONMENT, DATA, TRIALS, REPORT, LOCK = (
@@ -68,9 +70,17 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"{path} cannot be created: {error.strerror}; choose another --out") from None
         run = cls(path)
-        run.write_json(ENVIRONMENT, environment)
-        run.write_text(CONFIG, yaml.safe_dump(asdict(config), sort_keys=False))
-        run._link_latest()
+        try:
+            run.write_json(ENVIRONMENT, environment)
+            run.write_config(config)
+            run._link_latest()
+        except RunError as error:  # nothing to continue yet
+            run.close()
+            with suppress(OSError):
+                for name in (LOCK, ENVIRONMENT, CONFIG):
+                    (path / name).unlink(missing_ok=True)
+                (path / "checkpoints").rmdir()
+            raise RunError(f"{path} cannot be written: {_reason(error)}; choose another --out") from error
         return run
 
     @classmethod
@@ -113,6 +123,9 @@ class RunDirectory:
         except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
             raise RunError(f"{path} cannot be read: {error}") from None
 
+    def write_config(self, config: CompressConfig) -> None:
+        self.write_text(CONFIG, yaml.safe_dump(asdict(config), sort_keys=False))
+
     def environment(self) -> dict[str, Any]:
         return self._read_json(ENVIRONMENT)
 
@@ -125,7 +138,7 @@ class RunDirectory:
         return self._read_json(REPORT) if (self.path / REPORT).exists() else None
 
     def append_trial(self, trial: Trial) -> None:
-        with self._writing(), (self.path / TRIALS).open("a") as file:
+        with self.writing(), (self.path / TRIALS).open("a") as file:
             file.write(json.dumps(trial.to_json()) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -176,49 +189,42 @@ class RunDirectory:
             raise RunError(f"{self.path / name} cannot be read: {error}") from None
 
     def _replace(self, name: str, content: bytes) -> None:
-        target = self.path / name
-        temporary = target.with_name(target.name + ".tmp")
-        with self._writing():
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        with self.writing():
+            replace_file(self.path / name, content)
 
-    def _writing(self) -> _WriteErrors:
-        return _WriteErrors(self.path)
+    @contextmanager
+    def writing(self, way_out: str = "") -> Iterator[None]:
+        """Turns failures to write into a `RunError` that names the directory and the way out.
+
+        Without a ``way_out`` it is to resume the run.
+        """
+        try:
+            yield
+        except (OSError, ArgumentError) as error:
+            if isinstance(error, BrokenPipeError) or not isinstance(error.__cause__ or error, OSError):
+                raise
+            resume = f"continue with --resume {self.path} when it can be written again"
+            raise RunError(
+                f"{self.path} cannot be written: {_reason(error)}; what was saved before is intact, "
+                f"{way_out or resume}"
+            ) from error
 
     def _link_latest(self) -> None:
         """Let ``runs/latest`` point here, if this run lies in a folder called runs."""
         if self.path.parent.name != "runs":
             return
         temporary = self.path.parent / f".latest-{os.getpid()}"
-        with self._writing():
+        with self.writing():
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(self.path.name)
             temporary.replace(self.path.parent / "latest")
 
 
-class _WriteErrors:
-    """Turns an operating system error while writing into a `RunError` that names the directory."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise RunError(
-                f"{self._path} cannot be written: {error.strerror}; what was saved before is intact, "
-                f"continue with --resume {self._path} when there is room"
-            ) from error
+def _reason(error: BaseException) -> str:
+    """The operating system's words for what lies behind ``error``."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def check_new(path: Path) -> None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 SLICE_ROWS = 8
+# The widest matrix whose columns are stored in 16 bits.
+MAX_SHORT_COLUMNS = 65536
 
 
 @dataclass(frozen=True)
@@ -74,21 +76,11 @@ def pack(
             32-bit offsets.
     """
     rows = rowptr.numel() - 1
-    if window is None:
-        window = -(-rows // SLICE_ROWS) * SLICE_ROWS
-    if window <= 0 or window % SLICE_ROWS:
-        raise ValueError(f"window must be a positive multiple of {SLICE_ROWS}, not {window}")
     start = rowptr.to(torch.int64)
     length = start[1:] - start[:-1]
-    # One sort by (window, falling length); longest first also starts the longest programs first.
-    block = torch.arange(rows) // window
-    order = torch.argsort(block * (columns + 1) + (columns - length), stable=True)
-
-    slices = -(-rows // SLICE_ROWS)
-    padded = torch.zeros(slices * SLICE_ROWS, dtype=torch.int64)
-    padded[:rows] = length[order]
-    width = padded.view(slices, SLICE_ROWS).amax(1)
-    width = -(-width // alignment) * alignment
+    window = rounded(rows) if window is None else window
+    order, width = _slices(length, columns, alignment, window)
+    slices = width.numel()
     ptr = torch.zeros(slices + 1, dtype=torch.int64)
     ptr[1:] = width.cumsum(0)
     stored = int(ptr[-1]) * SLICE_ROWS
@@ -105,7 +97,7 @@ def pack(
     packed_values[first + within] = values[source + within].to(packed_values.dtype)
     wide = torch.zeros(stored, dtype=torch.int64)
     wide[first + within] = col.to(torch.int64)[source + within]
-    index_dtype = torch.uint16 if columns <= 65536 else torch.int32
+    index_dtype = torch.uint16 if columns <= MAX_SHORT_COLUMNS else torch.int32
     return SlicedEll(
         packed_values,
         wide.to(index_dtype),
@@ -116,6 +108,36 @@ def pack(
         window,
         alignment,
     )
+
+
+def packed_bytes(
+    rowptr: Tensor, columns: int, itemsize: int, *, alignment: int = 1, window: int | None = None
+) -> int:
+    """``SlicedEll.nbytes`` of what `pack` would make with values of ``itemsize`` bytes, without making it."""
+    length = rowptr.to(torch.int64).diff()
+    rows = length.numel()
+    _, width = _slices(length, columns, alignment, rounded(rows) if window is None else window)
+    stored = int(width.sum()) * SLICE_ROWS
+    return stored * (itemsize + (2 if columns <= MAX_SHORT_COLUMNS else 4)) + 4 * (width.numel() + 1 + rows)
+
+
+def rounded(rows: int) -> int:
+    """The least multiple of `SLICE_ROWS` that is not below ``rows``."""
+    return -(-rows // SLICE_ROWS) * SLICE_ROWS
+
+
+def _slices(length: Tensor, columns: int, alignment: int, window: int) -> tuple[Tensor, Tensor]:
+    """(slot -> row, width of each slice) for rows of these lengths."""
+    if window <= 0 or window % SLICE_ROWS:
+        raise ValueError(f"window must be a positive multiple of {SLICE_ROWS}, not {window}")
+    rows = length.numel()
+    # One sort by (window, falling length); longest first also starts the longest programs first.
+    block = torch.arange(rows) // window
+    order = torch.argsort(block * (columns + 1) + (columns - length), stable=True)
+    padded = torch.zeros(rounded(rows), dtype=torch.int64)
+    padded[:rows] = length[order]
+    width = padded.view(-1, SLICE_ROWS).amax(1)
+    return order, -(-width // alignment) * alignment
 
 
 def to_device(weight: SlicedEll, device: torch.device) -> SlicedEll:

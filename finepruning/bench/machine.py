@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import finepruning
+from finepruning.engine.timing_table import cpu_name
 
 ALWAYS = ("torch", "torchvision", "numpy")
 
@@ -44,17 +45,6 @@ def describe(device: torch.device, threads: int, packages: Iterable[str] = ()) -
             **{name: version for name in (*ALWAYS, *packages) if (version := _version(name)) is not None},
         },
     }
-
-
-def cpu_name() -> str:
-    """The processor's name as the kernel reports it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def commit() -> str | None:

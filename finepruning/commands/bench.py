@@ -10,6 +10,7 @@ import typer
 
 from finepruning.commands.options import Debug
 from finepruning.errors import ArgumentError
+from finepruning.files import replace_file
 
 DEFAULT_RUN = Path("runs/latest")
 STANDARD_OUTPUT = Path("-")
@@ -101,7 +102,7 @@ def command(
         _keep(result, report, run)
     if output is not None and output != STANDARD_OUTPUT:
         try:
-            output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            replace_file(output, (json.dumps(result, indent=2) + "\n").encode())
         except OSError as error:
             raise ArgumentError(f"--json {output}: cannot be written ({error.strerror})") from error
 
@@ -138,7 +139,7 @@ def _keep(result: dict[str, Any], report: dict[str, Any], run: Path) -> None:
     from finepruning.report.writer import BENCH
 
     try:
-        (run / BENCH).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        replace_file(run / BENCH, (json.dumps(result, indent=2) + "\n").encode())
         write(run.resolve(), report)
     except OSError as error:
         _say(f"{run} cannot be written ({error.strerror}), so its report stays without these figures")

@@ -10,7 +10,7 @@ import typer
 
 from finepruning.commands.config_file import read_config
 from finepruning.commands.options import Debug, with_config_options
-from finepruning.config import CompressConfig
+from finepruning.config import CHANGEABLE, CompressConfig
 from finepruning.errors import ArgumentError
 
 INTERRUPTED = 130
@@ -41,8 +41,9 @@ def command(
     [dim]finepruning compress --resume runs/latest[/dim]
     """
     asked = {name: value for name, value in given.items() if value is not None}
-    if resume is not None and (asked or config is not None):
-        named = ", ".join(["--config"] * (config is not None) + ["--" + n.replace("_", "-") for n in asked])
+    own = [name for name in asked if name not in CHANGEABLE]
+    if resume is not None and (own or config is not None):
+        named = ", ".join(["--config"] * (config is not None) + ["--" + n.replace("_", "-") for n in own])
         raise ArgumentError(f"--resume continues a run with its own options; leave out {named}")
     values = {**(read_config(config) if config is not None else {}), **asked}
     settings = CompressConfig(**values)
@@ -51,7 +52,7 @@ def command(
 
         content = describe(settings)
     else:
-        content = _compress(settings, resume)
+        content = _compress(settings, resume, asked)
     if as_json:
         typer.echo(json.dumps(content, indent=2))
         return
@@ -62,7 +63,7 @@ def command(
     show(content, make_console())
 
 
-def _compress(settings: CompressConfig, resume: Path | None) -> dict[str, Any]:
+def _compress(settings: CompressConfig, resume: Path | None, asked: dict[str, Any]) -> dict[str, Any]:
     from finepruning.report.progress import progress_for
 
     progress = progress_for()
@@ -70,7 +71,7 @@ def _compress(settings: CompressConfig, resume: Path | None) -> dict[str, Any]:
         from finepruning.compress import Interrupted, compress
 
         try:
-            return compress(settings, progress=progress, resume=resume)
+            return compress(settings, progress=progress, resume=resume, changes=asked if resume else None)
         except Interrupted as stop:
             said = f"interrupted; to continue: finepruning compress --resume {stop.run_dir}"
     except KeyboardInterrupt:

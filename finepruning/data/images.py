@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from finepruning.data.augmentation import augment as augment_batch
 from finepruning.data.preprocessing import Preprocessing
-from finepruning.errors import ArgumentError
+from finepruning.errors import ArgumentError, DataError
 
 
 class Source(Protocol):
@@ -106,20 +106,36 @@ class Images:
             for rows in chunks:
                 yield self._pixels.index_select(0, self._index[rows])
             return
-        loader: DataLoader[Tensor] = DataLoader(
+        loader: DataLoader[Tensor | DataError] = DataLoader(
             _Decoding(self._pixels),
             batch_sampler=[self._index[rows].tolist() for rows in chunks],
             num_workers=min(self._workers, len(chunks)),
             generator=torch.Generator(),  # keeps the loader from drawing from the global one
+            collate_fn=_stack,
         )
-        yield from loader
+        for pixels in loader:
+            if isinstance(pixels, DataError):
+                raise pixels
+            yield pixels
 
 
-class _Decoding(Dataset[Tensor]):
-    """What the worker processes of a DataLoader index."""
+class _Decoding(Dataset["Tensor | DataError"]):
+    """What the processes of a DataLoader index; errors are values, since the loader would reword them."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self._source.pixels(index)
+    def __getitem__(self, index: int) -> Tensor | DataError:
+        try:
+            return self._source.pixels(index)
+        except DataError as error:
+            return DataError(str(error))
+
+
+def _stack(items: list[Tensor | DataError]) -> Tensor | DataError:
+    images = []
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+        images.append(item)
+    return torch.stack(images)

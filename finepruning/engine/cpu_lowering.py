@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
-
-from torch import Tensor
 
 from finepruning import _core
 from finepruning.engine.cpu_lowering_maps import MapLowering
 from finepruning.engine.cpu_schedule import LANE_BATCH, outliving
 from finepruning.engine.cpu_tape import LANED, LANES, PLANAR, Buffer, Storage, lane_blocks
-from finepruning.engine.cpu_weights import DENSE_ABOVE, csr_arrays, geometry, packed_conv, sparse_pays
+from finepruning.engine.cpu_weights import csr_arrays, geometry, packed_conv
 from finepruning.engine.plan import Plan, Step
 from finepruning.sparse.csr import CSR
 
@@ -24,12 +22,19 @@ FUSED = (None, "relu", "relu6")
 class Lowering(MapLowering):
     """Turns the steps of a plan into operations on a tape, with a report for each."""
 
-    def __init__(self, plan: Plan, looped: int = 0, chunk: Plan | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        looped: int = 0,
+        chunk: Plan | None = None,
+        why_dense: Mapping[str, str] | None = None,
+    ) -> None:
         """``chunk`` is the plan for the images of one chunk, of which the first ``looped`` steps are taken.
 
-        See `finepruning.engine.cpu_schedule`.
+        See `finepruning.engine.cpu_schedule`. ``why_dense``: reasons, by names of steps.
         """
         super().__init__(plan)
+        self._why_dense = why_dense or {}
         if chunk is not None:
             self._loop(looped, chunk)
         for step in plan.steps[looped if chunk is not None else 0 :]:
@@ -90,19 +95,16 @@ class Lowering(MapLowering):
             self._call(step)
 
     def _sparse(self, step: Step) -> CSR | None:
-        """The step's weight if a sparse kernel should run it."""
-        weight = step.weight
-        if isinstance(weight, Tensor):
-            return None
-        if weight is None or not sparse_pays(weight.columns, weight.density):
-            self._call(step, f"density {weight.density:.2f} > {DENSE_ABOVE}" if weight is not None else None)
-            return None
-        return weight
+        """The step's weight if a sparse kernel should run it; else PyTorch will."""
+        if isinstance(step.weight, CSR):
+            return step.weight
+        self._call(step, self._why_dense.get(step.name))
+        return None
 
     def _conv2d(self, step: Step) -> bool:
         weight = self._sparse(step)
         if weight is None:
-            return not isinstance(step.weight, Tensor)
+            return True
         shape = self._value(step.inputs[0]).shape
         if len(shape) != 4:
             return False
@@ -157,7 +159,7 @@ class Lowering(MapLowering):
     def _linear(self, step: Step) -> bool:
         weight = self._sparse(step)
         if weight is None:
-            return not isinstance(step.weight, Tensor)
+            return True
         shape = self._value(step.inputs[0]).shape
         rows = math.prod(shape[:-1])
         if rows == 1 and weight.columns <= MAX_GATHER_COLUMNS:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from finepruning.engine.cpu_fallback import step_runner
+from finepruning.engine.cpu_fallback import step_filler, step_runner
 from finepruning.engine.cpu_tape import LANED, PLANAR, Buffer, Call, Storage, Tape
 from finepruning.engine.plan import Plan, Step, StepReport, Value
 from finepruning.sparse.csr import CSR
@@ -81,11 +81,16 @@ class LoweringBase:
         for name in {*step.inputs, *([step.residual] if step.residual else [])}:
             if self.tape.storage[name].tensor != name:
                 load[name] = (self.tape.need(name, PLANAR), self._value(name).shape)
-        run = step_runner(self.plan, step)
-        self.tape.operations.append(Call(step.name, run, load, step.output))
         value = self._value(step.output)
-        images = value.shape[0] if value.shape else 1
-        self.tape.storage[step.output] = Storage(images, math.prod(value.shape[1:]), tensor=step.output)
+        run = step_runner(self.plan, step)
+        fill = step_filler(self.plan, step)
+        if fill is not None:
+            _, target = self.tape.new(value, PLANAR)
+            self.tape.operations.append(Call(step.name, run, load, step.output, target, fill))
+        else:
+            self.tape.operations.append(Call(step.name, run, load, step.output))
+            images = value.shape[0] if value.shape else 1
+            self.tape.storage[step.output] = Storage(images, math.prod(value.shape[1:]), tensor=step.output)
         size = 0
         if step.weight is not None:
             weight = step.weight

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from finepruning import _core
 from finepruning.engine.cpu_tape import lane_blocks
-from finepruning.engine.cpu_weights import csr_arrays, geometry, sparse_pays
+from finepruning.engine.cpu_weights import csr_arrays, geometry
 from finepruning.engine.plan import Plan, Step
 from finepruning.sparse.csr import CSR
 
@@ -25,6 +25,8 @@ _LOOPED = {"conv2d", "max_pool2d", "avg_pool2d", "add", "mul", "identity", "conc
 _CACHE_BYTES = 24 << 20
 _CACHE_BYTES_A_CYCLE, _MEMORY_BYTES_A_CYCLE = 25.0, 10.0
 _LOOP_FACTOR = 1.2
+_CYCLES_A_SECOND = 4.2e9
+_LINEAR_CYCLES = 1.25  # a nonzero of a fully connected layer over 16 images, all cores together
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,48 @@ def schedule(plan: Plan, threads: int) -> Schedule:
     if images == batch or longest == 0 or not _overflows(plan):
         return Schedule()
     lanes = batch >= LANE_BATCH
-    gains = [0.0]  # of looping the first n steps, in cycles
-    for step in plan.steps[:longest]:
+    gains = _gains(plan, longest, images, threads)
+    best = max(range(len(gains)), key=lambda n: gains[n] - _boundary_cycles(plan, n, lanes))
+    return Schedule(best, images) if best > 0 and gains[best] > 0 else Schedule()
+
+
+def slices_pay(plan: Plan, part: Plan) -> bool:
+    """Whether a batch runs faster in slices like ``part`` than as a whole, by modelled memory traffic.
+
+    Saved are the reads and writes of convolutions whose maps the last cache holds for a slice but not for the
+    whole batch. Fully connected layers lose: each slice takes what a whole 16 images take.
+    """
+    saved = sum(
+        _traffic(plan, step)
+        for step, of_part in zip(plan.steps, part.steps, strict=True)
+        if step.op == "conv2d" and _map_bytes(part, of_part) <= _CACHE_BYTES < _map_bytes(plan, step)
+    )
+    linear = sum(
+        step.weight.nnz for step in plan.steps if step.op == "linear" and isinstance(step.weight, CSR)
+    )
+    lost = _LINEAR_CYCLES * linear * (plan.batch / part.batch - 1)
+    return saved / _MEMORY_BYTES_A_CYCLE > lost
+
+
+def loop_lost_without(plan: Plan, index: int, threads: int) -> float:
+    """Modelled seconds that the other steps lose if step ``index``, now in the loop, does not run in it."""
+    looped = schedule(plan, threads)
+    gains = _gains(plan, looped.steps, looped.images, threads)
+    own = gains[index + 1] - gains[index]
+    return max(0.0, gains[-1] - own - max(gains[: index + 1])) / _CYCLES_A_SECOND
+
+
+def _gains(plan: Plan, steps: int, images: int, threads: int) -> list[float]:
+    """Cycles gained by looping the first 0, 1, ... ``steps`` steps."""
+    lanes = plan.batch >= LANE_BATCH
+    gains = [0.0]
+    for step in plan.steps[:steps]:
         gain = 0.0  # other steps were measured to take as long both ways
         if step.op == "conv2d":
             gain = _whole_cycles(plan, step, threads, lanes=lanes)
             gain -= _looped_cycles(plan, step, images, threads)
         gains.append(gains[-1] + gain)
-    best = max(range(len(gains)), key=lambda n: gains[n] - _boundary_cycles(plan, n, lanes))
-    return Schedule(best, images) if best > 0 and gains[best] > 0 else Schedule()
+    return gains
 
 
 def loopable(plan: Plan) -> int:
@@ -67,9 +102,7 @@ def loopable(plan: Plan) -> int:
         maps = all(len(shape) == 4 and shape[0] == plan.batch and 0 not in shape for shape in shapes)
         same = step.residual is None or shapes[-1] == plan.values[step.output].shape
         weight = step.weight
-        sparse = step.op != "conv2d" or (
-            isinstance(weight, CSR) and sparse_pays(weight.columns, weight.density)
-        )
+        sparse = step.op != "conv2d" or isinstance(weight, CSR)
         if step.op not in _LOOPED or not (maps and same and sparse and _native(plan, step)):
             return index
     return len(plan.steps)

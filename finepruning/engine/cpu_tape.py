@@ -81,6 +81,7 @@ class Call:
     load: dict[str, tuple[Buffer, tuple[int, ...]]]
     output: str
     store: Buffer | None = None
+    fill: Callable[[dict[str, Tensor], Tensor], None] | None = None  # writes the result there, instead of run
 
 
 Operation = Native | Call

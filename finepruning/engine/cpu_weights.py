@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,8 @@ from finepruning import _core
 from finepruning.engine.plan import Plan, Step
 from finepruning.sparse.csr import CSR
 
-# Above this share of nonzeros a dense kernel does more useful work per second than a sparse one, unless every
-# output has only few weights.
-DENSE_ABOVE, FEW_COLUMNS = 0.6, 512
+# Dense weights of so few an output may run on a sparse kernel: dense ones leave much of the machine idle too.
+FEW_COLUMNS = 512
 
 _packed: dict[int, tuple[weakref.ref[CSR], weakref.WeakValueDictionary[Any, _core.PackedConv]]] = {}
 
@@ -35,17 +34,20 @@ def csr_arrays(csr: CSR) -> dict[str, Any]:
     }
 
 
-def sparse_pays(columns: int, density: float) -> bool:
-    """Whether a sparse kernel should run a layer with so many weights an output and such a share of nonzeros.
+def with_dense_weights(plan: Plan, names: Collection[str]) -> Plan:
+    """The plan with the weights of the steps so named as dense float32 tensors."""
 
-    Layers with few weights an output, such as the first of a network and depthwise ones, leave dense kernels
-    idle too, and a call into PyTorch between native steps costs more than it saves there.
-    """
-    return density <= DENSE_ABOVE or columns <= FEW_COLUMNS
+    def densely(step: Step) -> Step:
+        weight = step.weight
+        if step.name not in names or not isinstance(weight, CSR):
+            return step
+        return replace(step, weight=weight.to_dense().float())
+
+    return replace(plan, steps=tuple(densely(step) for step in plan.steps)) if names else plan
 
 
 def with_sparse_weights(plan: Plan) -> Plan:
-    """The plan with the dense weights of convolutions that a sparse kernel should run as CSR."""
+    """The plan with the dense weights of convolutions that a sparse kernel may run as CSR."""
     return replace(plan, steps=tuple(_with_sparse_weight(step) for step in plan.steps))
 
 

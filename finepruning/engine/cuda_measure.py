@@ -21,8 +21,8 @@ from finepruning.engine import cuda_choice, cuda_roofline, cuda_weights
 from finepruning.engine.cuda_choice import Choice, Layer, Method
 from finepruning.engine.cuda_graph import Recording, replay_seconds
 from finepruning.engine.cuda_program import Program, lay_out
-from finepruning.engine.cuda_table import TimingTable, cache_path
 from finepruning.engine.plan import Plan, Step
+from finepruning.engine.timing_table import TimingTable, cache_folder, cache_path
 from finepruning.sparse.csr import CSR
 
 # A method that the model puts this many times behind the best is not worth measuring.
@@ -168,7 +168,8 @@ def _table(device: torch.device) -> TimingTable:
         "triton": triton.__version__,
         "finepruning": finepruning.__version__,
     }
-    path = cache_path(identity)
+    folder = cache_folder()
+    path = None if folder is None else cache_path(identity, "cuda", folder)
     if str(path) not in _tables:  # executors are built one at a time
         _tables[str(path)] = TimingTable(path, identity)
     return _tables[str(path)]

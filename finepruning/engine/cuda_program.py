@@ -26,7 +26,7 @@ class Layout:
     Attributes:
         placed: name -> where and how each value lies. scratch: step -> bytes of its dense weight.
         offsets: bytes from the start of the arena. arena_bytes: its size, without the input.
-        weight_bytes: of all weights as they will be stored, padding of sliced ELL left out.
+        weight_bytes: of all weights as they will be stored.
     """
 
     placed: Mapping[str, cuda_layout.Placement]
@@ -124,7 +124,7 @@ def _weight_bytes(step: Step, choice: Choice | None, dtype: torch.dtype) -> int:
         return step.weight.numel() * dtype.itemsize
     if choice is None or choice.method == "dense":
         return step.weight.rows * step.weight.columns * dtype.itemsize
-    return step.weight.nnz * (dtype.itemsize + step.weight.col.itemsize) + 5 * step.weight.rows
+    return cuda_weights.packed_bytes(step.weight, dtype)
 
 
 def _row(step: Step, built: cuda_steps.Built, plan: Plan, choice: Choice | None) -> StepReport:

@@ -6,11 +6,12 @@ import math
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from finepruning.kernels import sliced_ell
 from finepruning.kernels.sliced_ell import SLICE_ROWS, SlicedEll, pack, to_device
 from finepruning.sparse.csr import CSR
 
@@ -54,22 +55,24 @@ def packed(csr: CSR, dtype: torch.dtype, device: torch.device) -> Packed:
         found = _packed.get(key)
         if found is not None and found.source() is csr:
             return found
-        linear = len(csr.shape) == 2
-        rows = scratch_rows(csr.columns, csr.rows, dtype) if linear else None
-        mean = csr.nnz / max(csr.rows, 1)
-        ell = pack(
-            csr.values,
-            csr.col,
-            csr.rowptr,
-            csr.columns,
-            dtype=dtype,
-            # Short rows gain less from 16-byte reads than the rounding costs.
-            alignment=8 if linear and mean >= 64 else 1,
-            window=rows,
-        )
+        ell = pack(csr.values, csr.col, csr.rowptr, csr.columns, dtype=dtype, **_packing(csr, dtype))
         result = Packed(to_device(ell, device), weakref.ref(csr))
         _packed[key] = result
         return result
+
+
+def packed_bytes(csr: CSR, dtype: torch.dtype) -> int:
+    """``nbytes`` of what `packed` makes, without making it."""
+    return int(sliced_ell.packed_bytes(csr.rowptr, csr.columns, dtype.itemsize, **_packing(csr, dtype)))
+
+
+def _packing(csr: CSR, dtype: torch.dtype) -> dict[str, Any]:
+    linear = len(csr.shape) == 2
+    return {
+        # Short rows gain less from 16-byte reads than the rounding costs.
+        "alignment": 8 if linear and csr.nnz >= 64 * csr.rows else 1,
+        "window": scratch_rows(csr.columns, csr.rows, dtype) if linear else None,
+    }
 
 
 def dense(

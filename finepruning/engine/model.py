@@ -293,9 +293,9 @@ def make_executor(plan: Plan, device: torch.device, replan: Callable[[int], Plan
     """
     check(plan)
     if device.type == "cpu":
-        from finepruning.engine.cpu import CpuExecutor
+        from finepruning.engine.cpu_slices import cpu_executor
 
-        return CpuExecutor(plan, replan)
+        return cpu_executor(plan, replan)
     if device.type == "cuda":
         from finepruning.engine.cuda import CudaExecutor
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finepruning.files import replace_file
 from finepruning.report.markdown import best_by_density
 
 if TYPE_CHECKING:
@@ -66,7 +68,9 @@ def plot(report: dict[str, Any], path: Path) -> None:
     _annotate(axes, report, path_points, measure)
     axes.legend(frameon=False, fontsize=9, loc="lower right" if measure == "accuracy" else "upper right")
     axes.set_title(_title(report), loc="left", fontsize=11, color=_INK, fontweight="bold", pad=12)
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture)
+    replace_file(path, picture.getvalue())
 
 
 def _style(axes: Axes) -> None:

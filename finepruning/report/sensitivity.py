@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from finepruning.files import replace_file
 from finepruning.report.terminal import SEPARATOR, Row, print_table
 from finepruning.report.text import percent_text
 
@@ -83,4 +85,6 @@ def plot(content: dict[str, Any], path: Path) -> None:
     axes.set_title(
         f"Accuracy in percent; {100 * content['accuracy']:.1f} with nothing pruned", loc="left", fontsize=10
     )
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture)
+    replace_file(path, picture.getvalue())

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from finepruning.files import replace_file
 from finepruning.report.html import render_html
 from finepruning.report.markdown import render
 from finepruning.report.pareto_plot import plot
@@ -23,8 +24,8 @@ def write(run_dir: Path, report: dict[str, Any]) -> None:
         report: as `finepruning.compress.compress` returns it.
     """
     plot(report, run_dir / "pareto.png")
-    (run_dir / "report.md").write_text(render(report, run_dir), encoding="utf-8")
-    (run_dir / "report.html").write_text(render_html(report, run_dir, _material(run_dir)), encoding="utf-8")
+    replace_file(run_dir / "report.md", render(report, run_dir).encode())
+    replace_file(run_dir / "report.html", render_html(report, run_dir, _material(run_dir)).encode())
 
 
 def _material(run_dir: Path) -> dict[str, Any]:

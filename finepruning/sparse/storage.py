@@ -84,7 +84,7 @@ def save(model: StoredModel, path: str | os.PathLike[str]) -> None:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
-        raise ArgumentError(f"{target} cannot be written: {error.strerror or error}") from None
+        raise ArgumentError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 def _umask() -> int:

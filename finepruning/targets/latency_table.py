@@ -22,10 +22,10 @@ import finepruning
 from finepruning.bench.timing import CudaStopwatch, HostStopwatch, Stopwatch
 from finepruning.bench.twin import PlanModule
 from finepruning.engine.builder import smallest
-from finepruning.engine.cpu_weights import DENSE_ABOVE, FEW_COLUMNS
-from finepruning.engine.cuda_table import TimingTable
+from finepruning.engine.cpu_choice import DENSE_ABOVE, FEW_COLUMNS
 from finepruning.engine.fuse import fuse
 from finepruning.engine.model import make_executor
+from finepruning.engine.timing_table import TimingTable, cpu_name
 from finepruning.sparse.graph import to_json
 from finepruning.sparse.storage import StoredModel
 
@@ -250,7 +250,6 @@ def _digest(stored: StoredModel) -> str:
 def _cache(device: torch.device) -> tuple[Path, dict[str, str]]:
     """File and identity of the times of this machine and these versions."""
     from finepruning import _core
-    from finepruning.bench.machine import cpu_name
 
     cuda = device.type == "cuda"
     identity = {

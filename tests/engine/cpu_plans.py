@@ -30,9 +30,9 @@ def plan_of(steps: list[Step], shapes: dict[str, tuple[int, ...]], **more: Any) 
 
 def poison(executor: CpuExecutor) -> None:
     """Fill the arena that the next call will use with NaN: nothing stale may reach a result."""
-    program = executor._built.program
+    program = executor._runner.built.program
     context = program.acquire(torch.get_num_threads())
-    for buffer, number in executor._built.ids.items():
+    for buffer, number in executor._runner.built.ids.items():
         if buffer.kind == "arena":
             program.view(context, number)[:] = float("nan")
     program.release(context)

@@ -201,20 +201,6 @@ def test_input_of_any_strides(batch: int, form: str) -> None:
     )
 
 
-def test_a_dense_layer_runs_dense_and_says_why() -> None:
-    weight = pruned((6, 60, 3, 3), 0.9)
-    x = torch.randn(1, 60, 9, 9)
-    expected = reference(x, weight, None, attributes())
-    executor = CpuExecutor(
-        plan_of([conv_step(weight, None, attributes())], {"x": x.shape, "y": expected.shape})
-    )
-    row = executor.report()[0]
-    assert row.kernel == "aten"
-    assert row.why_dense is not None
-    assert "density" in row.why_dense
-    check(executor, x, expected)
-
-
 @pytest.mark.parametrize("batch", [1, 16])
 def test_a_dense_layer_of_few_weights_an_output_runs_natively(batch: int) -> None:
     weight, attrs = torch.randn(6, 3, 3, 3), attributes(stride=2)

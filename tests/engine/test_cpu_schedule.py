@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finepruning.engine import SparseModel
+from finepruning.engine import SparseModel, cpu_slices
 from finepruning.engine import cpu as cpu_executor
-from finepruning.engine.cpu_schedule import Schedule, chunk_images, loopable, schedule
+from finepruning.engine.cpu_schedule import Schedule, chunk_images, loopable, schedule, slices_pay
+from finepruning.engine.model import make_executor
 from finepruning.engine.plan import Plan
+from finepruning.errors import InputError
 
 
 class Mixed(nn.Module):
@@ -58,11 +60,11 @@ def test_any_part_of_a_network_can_be_looped(
         chosen = Schedule(steps, images)
         monkeypatch.setattr(cpu_executor, "schedule", lambda plan, threads, chosen=chosen: chosen)
         executor = cpu_executor.CpuExecutor(plan, model._plan)
-        context = executor._built.program.acquire(torch.get_num_threads())
-        for buffer, number in executor._built.ids.items():
+        context = executor._runner.built.program.acquire(torch.get_num_threads())
+        for buffer, number in executor._runner.built.ids.items():
             if buffer.kind == "arena" and buffer.whole is None:
-                executor._built.program.view(context, number)[:] = float("nan")
-        executor._built.program.release(context)
+                executor._runner.built.program.view(context, number)[:] = float("nan")
+        executor._runner.built.program.release(context)
         torch.testing.assert_close(executor(x), expected, rtol=1e-4, atol=1e-5)
         assert [row.shape for row in executor.report()] == [plan.values[s.output].shape for s in plan.steps]
         assert {name for name, _ in executor.profile(x)} >= {step.name for step in plan.steps[:steps]}
@@ -105,3 +107,31 @@ def test_maps_beyond_the_cache_are_looped_and_small_ones_are_not() -> None:
 )
 def test_chunks_divide_the_batch(batch: int, threads: int, images: int) -> None:
     assert chunk_images(batch, threads) == images
+
+
+@pytest.mark.parametrize("batch", [17, 32, 43])
+def test_a_large_batch_runs_in_slices(
+    model: SparseModel, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_slices, "slices_pay", lambda plan, part: True)
+    executor = make_executor(model._plan(batch), torch.device("cpu"), model._plan)
+    assert isinstance(executor, cpu_slices.SlicedExecutor)
+    x = torch.randn(batch, 3, 33, 29).to(memory_format=torch.channels_last)
+    expected = torch.cat([model(some) for some in x.split(11)])
+    assert torch.allclose(executor(x), expected, rtol=1e-4, atol=1e-5)
+    assert [row.shape[0] for row in executor.report()] == [batch] * len(executor.report())
+    with pytest.raises(InputError, match=str(batch)):
+        executor(x[:-1])
+
+
+def test_slices_pay_where_maps_leave_the_cache_and_weights_are_few() -> None:
+    def pays(channels: int, outputs: int) -> bool:
+        net = nn.Sequential(nn.Conv2d(3, channels, 1), nn.Flatten(), nn.Linear(channels * 64 * 64, outputs))
+        for layer in (net[0], net[2]):
+            layer.weight.data *= torch.rand_like(layer.weight) < 0.1
+        model = SparseModel.from_dense(net.eval(), torch.zeros(1, 3, 64, 64))
+        return slices_pay(model._plan(64), model._plan(16))
+
+    assert pays(64, 1)
+    assert not pays(4, 1)  # the maps of all 64 images fit
+    assert not pays(64, 400)

@@ -15,8 +15,8 @@ from finepruning.engine.capture import capture
 from finepruning.engine.cuda import CudaExecutor  # noqa: F401 - needs Triton, as what is tested here does
 from finepruning.engine.cuda_measure import Planner, layer_key
 from finepruning.engine.cuda_roofline import H200
-from finepruning.engine.cuda_table import TimingTable, cache_path
 from finepruning.engine.fuse import fuse
+from finepruning.engine.timing_table import TimingTable, cache_path
 
 IDENTITY = {"device": "NVIDIA H200", "torch": "2.11"}
 US = 1e-6
@@ -149,20 +149,15 @@ def test_times_of_other_versions_are_not_used(tmp_path):
     table.put("a", 1.0)
     table.save()
     assert TimingTable(tmp_path / "t.json", {**IDENTITY, "torch": "2.12"}).get("a") is None
-    assert cache_path(IDENTITY) != cache_path({**IDENTITY, "torch": "2.12"})
+    assert cache_path(IDENTITY, "cuda", tmp_path) != cache_path(
+        {**IDENTITY, "torch": "2.12"}, "cuda", tmp_path
+    )
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path):
     (tmp_path / "file").write_text("")
     table = TimingTable(tmp_path / "file" / "table.json", IDENTITY)
     table.put("a", 1.0)
-    with pytest.warns(UserWarning, match="set XDG_CACHE_HOME"):
+    with pytest.warns(UserWarning, match="set FINEPRUNING_CACHE"):
         table.save()
     assert table.get("a") == 1.0
-
-
-def test_the_cache_lies_where_the_user_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = cache_path(IDENTITY)
-    assert path.parent == tmp_path / "finepruning"
-    assert path.name.startswith("cuda_nvidia_h200_")

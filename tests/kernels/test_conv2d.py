@@ -115,6 +115,7 @@ def test_columns_become_offsets_without_remainders(kernel):
         (Tile(2, 32, 8, 1, 8), 1),
         (Tile(1, 64, 4, 2, 4), 2),
         (Tile(4, 128, 8, 2, 8), 4),
+        (Tile(2, 32, 1, 64, 2), 3),
     ],
 )
 @pytest.mark.parametrize("name", ["groups", "uneven", "depthwise"])

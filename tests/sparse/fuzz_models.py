@@ -116,6 +116,22 @@ def _run(plan: Plan) -> None:
     actual = CpuExecutor(plan)(x)
     assert actual.shape == expected.shape
     # Values near the limit of float32 overflow in one order of additions and not in another.
-    if bool(expected.isfinite().all()):
-        scale = max(1e-3, float(expected.abs().max()))
+    if not bool(expected.isfinite().all()):
+        return
+    scale = max(1e-3, float(expected.abs().max()))
+    try:
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3 * scale)
+    except AssertionError:
+        # Where float32 itself cannot tell the result, being as far from float64 as the reference is will do.
+        exact = _in_float64(plan, x)
+        if not float((actual - exact).abs().max()) <= 2 * float((expected - exact).abs().max()):
+            raise
+
+
+def _in_float64(plan: Plan, x: Tensor) -> Tensor:
+    executor = ReferenceExecutor(plan)
+    executor._tensors = {
+        name: tensor.double() if tensor.is_floating_point() else tensor
+        for name, tensor in executor._tensors.items()
+    }
+    return executor(x.double())

@@ -1,4 +1,4 @@
-"""Measured seconds, kept on disk for one kind of GPU and one set of versions."""
+"""Measured seconds, kept on disk for one kind of GPU or processor and one set of versions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import re
 import tempfile
 import threading
@@ -63,8 +64,8 @@ class TimingTable:
                 _replace(self.path, json.dumps(content, indent=0))
             except OSError as error:
                 warnings.warn(
-                    f"kernel timings cannot be kept in {self.path} ({error.strerror}); set XDG_CACHE_HOME to "
-                    "a folder that can be written",
+                    f"kernel timings cannot be kept in {self.path} ({error.strerror}); set FINEPRUNING_CACHE "
+                    "to a folder that can be written",
                     stacklevel=2,
                 )
             self._fresh = {}
@@ -91,12 +92,36 @@ class TimingTable:
         return seconds
 
 
-def cache_path(identity: Mapping[str, str]) -> Path:
-    """Where the table of an identity lies: below $XDG_CACHE_HOME or ~/.cache."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def cache_folder() -> Path | None:
+    """Where tables lie: $FINEPRUNING_CACHE, or finepruning below $XDG_CACHE_HOME or ~/.cache.
+
+    None where nothing shall be kept: FINEPRUNING_CACHE is "off".
+    """
+    chosen = os.environ.get("FINEPRUNING_CACHE")
+    if chosen == "off":
+        return None
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored, says its specification
+    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "finepruning"
+
+
+def cpu_name() -> str:
+    """The processor's name as the kernel reports it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cache_path(identity: Mapping[str, str], kind: str, folder: Path) -> Path:
+    """The file of an identity's table, in a folder; ``kind`` ("cpu", "cuda") begins its name."""
     digest = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()[:12]
-    device = re.sub(r"[^a-z0-9]+", "_", identity.get("device", "gpu").lower()).strip("_")
-    return base / "finepruning" / f"cuda_{device}_{digest}.json"
+    device = re.sub(r"[^a-z0-9]+", "_", identity.get("device", kind).lower()).strip("_")
+    return folder / f"{kind}_{device}_{digest}.json"
 
 
 def _replace(path: Path, text: str) -> None:
