@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import shutil
 import sys
@@ -20,6 +19,7 @@ from finepruning import continuation, data, mistakes, models, tensorboard_log
 from finepruning.config import CHANGEABLE, DEFAULT_DENSITY, TARGETS, CompressConfig
 from finepruning.environment import describe_environment
 from finepruning.errors import ArgumentError, DataError, DeviceError, FinepruningError, RunError
+from finepruning.good_state import dense_network
 from finepruning.job import check_job, job
 from finepruning.loop import Loop
 from finepruning.memory import memory_errors
@@ -29,7 +29,7 @@ from finepruning.pruning import kept, prunable_layers
 from finepruning.ranked_run import create_run, open_run
 from finepruning.run import DATA, DENSE, REPORT, STATE, RunDirectory, check_new, default_path
 from finepruning.targets import Target, choose
-from finepruning.training import distributed, evaluate, resolve_precision
+from finepruning.training import Attack, distributed, evaluate, resolve_precision, robust_accuracy
 from finepruning.training.evaluate import Evaluation
 
 if TYPE_CHECKING:
@@ -327,10 +327,7 @@ def _finish(
     _sparse_model(config, splits, network).save_pretrained(place)
     progress.advance()
     accuracy = _test(module, splits, device)
-    dense = copy.deepcopy(module)
-    stored = run.read_tensors(DENSE)
-    assert stored is not None
-    dense.load_state_dict(stored[0])
+    dense = dense_network(run, module)
     dense_accuracy = _test(dense, splits, device)
     progress.advance()
     sparse = SparseModel.from_pretrained(place, device=str(device))
@@ -367,6 +364,8 @@ def _finish(
         "confusion": mistakes.describe(answers, splits.test, run.path),
     }
     content["target"] = target.outcome(content)
+    content["wise_ft_alpha"] = loop.facts.alpha
+    content["robust"] = _robust(config, splits, dense, module)
     reporting.write(run.path, content)
     run.write_json(REPORT, content)  # last: it marks the run as finished
     progress.advance()
@@ -385,6 +384,22 @@ def _sparse_model(config: CompressConfig, splits: data.Splits, network: models.N
         classes=splits.classes,
         provenance=_provenance(config, splits),
     )
+
+
+def _robust(
+    config: CompressConfig, splits: data.Splits, dense: nn.Module, module: nn.Module
+) -> dict[str, Any] | None:
+    """Test accuracy against attacks that are four times as long as those of the training."""
+    if config.adversarial_epsilon == 0.0:
+        return None
+    wanted, steps = splits.preprocessing, 4 * config.adversarial_steps
+    strong = Attack(config.adversarial_epsilon, steps, wanted.mean, wanted.std)
+    device = torch.device(config.device or "cpu")
+    accuracies = {
+        name: robust_accuracy(network, splits.test.batches(32), strong, device)
+        for name, network in (("dense_accuracy", dense), ("accuracy", module))
+    }
+    return {"epsilon": config.adversarial_epsilon, "steps": steps, **accuracies}
 
 
 def _target(
@@ -417,7 +432,7 @@ def _density(layers: list[dict[str, Any]]) -> float:
 
 def _last(loop: Loop, splits: data.Splits) -> dict[str, float]:
     """Validation figures of the network as it is at the end."""
-    if loop.config.max_accuracy_drop is not None:  # it may have gone back to an earlier state
+    if loop.config.max_accuracy_drop is not None or loop.config.wise_ft:  # not that of the last epoch
         result = evaluate(
             loop.module, splits.validation.batches(32), torch.device(loop.config.device or "cpu")
         )

@@ -70,6 +70,10 @@ class CompressConfig:
         prune_dropout: probability in the network's dropout layers while it is pruned; None leaves it.
         label_smoothing: in [0, 1).
         ema: decay a step of the mean of the weights that the final phase ends with, in [0, 1); 0 is off.
+        wise_ft: the run ends with the best mixture, on the validation images, of its weights and those it
+            began with, where the masks keep them.
+        adversarial_epsilon: train on images that projected gradient descent changed by up to so much, in
+            pixel values of 255; 0 is off. adversarial_steps: of that descent.
         precision: "float32", "bfloat16" (autocast) or "auto" (bfloat16 where the device has it in hardware).
         image_size: side of the square input in pixels; None for the model's own.
         augmentation: random changes of training images: "none"; "flip" (left-right); "dihedral" (flips and
@@ -125,6 +129,9 @@ class CompressConfig:
     prune_dropout: float | None = 0.0
     label_smoothing: float = 0.0
     ema: float = 0.0
+    wise_ft: bool = False
+    adversarial_epsilon: float = 0.0
+    adversarial_steps: int = 5
     precision: str = "auto"
     image_size: int | None = None
     augmentation: str = "flip"
@@ -150,8 +157,16 @@ class CompressConfig:
                 raise ArgumentError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
         if self.from_run is None and self.allocation == "kept":
             raise ArgumentError("allocation is 'kept', which needs a run to start from; give from_run")
-        counts = ("rounds", "trials", "epochs", "batch_size", "search_images", "latency_batch", "proposals")
-        for name in counts:
+        for name in (
+            "rounds",
+            "trials",
+            "epochs",
+            "batch_size",
+            "search_images",
+            "latency_batch",
+            "proposals",
+            "adversarial_steps",
+        ):
             self._at_least(name, 1)
         for name in ("dense_epochs", "final_epochs", "look_ahead", "seed", "workers"):
             self._at_least(name, 0)
@@ -168,6 +183,7 @@ class CompressConfig:
             "paper_lambda",
             "surgery_gamma",
             "surgery_power",
+            "adversarial_epsilon",
         ):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):

@@ -1,7 +1,8 @@
-"""The last state of a run that its target approved of, to go back to."""
+"""Earlier states of a run's network: the dense one, and the last that its target approved of."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from finepruning.errors import RunError
 from finepruning.loop_state import LoopState, from_tensors, to_tensors
 from finepruning.pruning import Surgery
-from finepruning.run import RunDirectory
+from finepruning.run import DENSE, RunDirectory
 
 
 class GoodState:
@@ -43,6 +44,15 @@ class GoodState:
         if state.surgery is None:  # the dense network
             state.surgery = Surgery(self._layers)
         return state
+
+
+def dense_network(run: RunDirectory, module: nn.Module) -> nn.Module:
+    """A copy of ``module`` with the weights that the dense phase ended with."""
+    stored = run.read_tensors(DENSE)
+    assert stored is not None
+    dense = copy.deepcopy(module)
+    dense.load_state_dict(stored[0])
+    return dense
 
 
 def _name(number: int) -> str:

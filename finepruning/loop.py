@@ -6,7 +6,6 @@ its state goes to disk; a resumed loop starts at the step after the last one sav
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import random
@@ -15,15 +14,15 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finepruning import search_images
 from finepruning.config import CompressConfig
 from finepruning.data import Splits
 from finepruning.errors import RunError, TrainingError
-from finepruning.good_state import GoodState
+from finepruning.good_state import GoodState, dense_network
 from finepruning.loop_state import LoopState, from_tensors, live_tensors, to_tensors
-from finepruning.phases import Facts, Phase, gentler, learning_rate, phases, recipe
+from finepruning.phases import Facts, Phase, attack, gentler, learning_rate, phases, recipe
 from finepruning.progress import Progress
 from finepruning.pruning import (
     ALLOCATION_RULES,
@@ -55,6 +54,7 @@ from finepruning.training import (
     StartingPoint,
     WeightAverage,
     distributed,
+    ensemble,
     evaluate,
     make_optimizer,
     remembered_by,
@@ -91,6 +91,8 @@ class Loop:
         self._state = LoopState()
         self._teacher: nn.Module | None = None
         self._start = StartingPoint(module, config.l2_sp) if config.l2_sp > 0 else None
+        self._origin = {n: v.clone() for n, v in module.state_dict().items()} if config.wise_ft else None
+        self._attack = attack(config, splits)
         self._good = GoodState(run, module, self.layers, self._device)
         self.facts = Facts(target=target.state)
         self._restore()
@@ -285,6 +287,7 @@ class Loop:
                 surgery=surgery,
                 teacher=self._teacher,
                 start=self._start,
+                attack=self._attack,
                 after_step=after_step,
                 ranks=self._ranks,
             )
@@ -332,8 +335,10 @@ class Loop:
                 with self._state.surgery.dense():
                     self._state.average.apply()
                 self._state.average = None
-            if phase.epochs:
-                self._judge(phase.round + 1, self.facts.history[-1]["validation_accuracy"])
+            if self._origin is not None:
+                self.facts.alpha = self._ensemble(self._origin)
+            if phase.epochs and self.config.max_accuracy_drop is not None:
+                self._judge(phase.round + 1, self._validate().accuracy)
             return
         if phase.epochs:
             last = self.facts.history[-1]
@@ -349,6 +354,11 @@ class Loop:
         self.facts.rounds[-1] |= {**figures, "density": self._density(), "spliced": self.facts.spliced}
         self.facts.previous = self.facts.theta
         self.facts.rounds[-1]["held"] = self._judge(phase.round, figures["validation_accuracy"])
+
+    def _ensemble(self, origin: dict[str, Tensor]) -> float:
+        assert self._state.surgery is not None
+        with self._state.surgery.dense():
+            return ensemble(self.module, origin, self._state.surgery.mask_of, lambda: self._validate().loss)
 
     def _judge(self, number: int, accuracy: float) -> bool | None:
         """Remember the state after this round, or go back to the last one remembered, as the target says."""
@@ -382,13 +392,8 @@ class Loop:
         )
 
     def _need_teacher(self) -> None:
-        if self.config.distillation == 0 or self._teacher is not None:
-            return
-        stored = self._run.read_tensors(DENSE)
-        assert stored is not None
-        teacher = copy.deepcopy(self.module)
-        teacher.load_state_dict(stored[0])
-        self._teacher = teacher.eval().requires_grad_(False)
+        if self.config.distillation > 0 and self._teacher is None:
+            self._teacher = dense_network(self._run, self.module).eval().requires_grad_(False)
 
     # --- state ---------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from finepruning.config import CompressConfig
-from finepruning.training import Recipe, cosine, rise_and_decay
+from finepruning.data import Splits
+from finepruning.training import Attack, Recipe, cosine, rise_and_decay
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Facts:
         averaged: steps that the mean of the weights has taken in during this phase.
         theta: of the current round. previous: theta of the round before.
         spliced: weights re-admitted in the current round so far.
+        alpha: share of the fine-tuned weights in the mixture that the run ends with, where it mixes.
         target: what the run's target knows, see `finepruning.targets`.
         dense: validation loss and accuracy of the dense network.
         rounds, history, seconds: as in report.json.
@@ -43,6 +45,7 @@ class Facts:
     theta: list[float] = field(default_factory=list)
     previous: list[float] | None = None
     spliced: int = 0
+    alpha: float | None = None
     target: dict[str, Any] = field(default_factory=dict)
     dense: dict[str, float] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
@@ -95,9 +98,14 @@ def recipe(config: CompressConfig, phase: Phase, device: torch.device) -> Recipe
     )
 
 
+def peak_rate(config: CompressConfig, phase: Phase) -> float:
+    """The highest learning rate of a phase."""
+    return config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
+
+
 def learning_rate(config: CompressConfig, phase: Phase, epoch: int, steps: int) -> Callable[[int], float]:
     """Learning rate of a step of epoch ``epoch`` (from 0), which has ``steps``."""
-    peak = _peak(config, phase)
+    peak = peak_rate(config, phase)
     warmup = min(config.warmup, phase.epochs / 2) if phase.kind == "dense" else 0.0
 
     def rate(step: int) -> float:
@@ -113,10 +121,14 @@ def learning_rate(config: CompressConfig, phase: Phase, epoch: int, steps: int) 
 def gentler(config: CompressConfig, phase: Phase) -> str:
     """Options with which training may go on where its loss became no number."""
     prefix = "--" if phase.kind == "dense" else "--prune-"
-    options = f"{prefix}lr {_peak(config, phase) / 4:.2g}"
+    options = f"{prefix}lr {peak_rate(config, phase) / 4:.2g}"
     limit = recipe(config, phase, torch.device("cpu")).max_grad_norm
     return options if 0 < limit <= 1 else f"{options} {prefix}max-grad-norm 1"
 
 
-def _peak(config: CompressConfig, phase: Phase) -> float:
-    return config.lr if phase.kind == "dense" or config.prune_lr is None else config.prune_lr
+def attack(config: CompressConfig, splits: Splits) -> Attack | None:
+    """What changes the training images, where something does."""
+    if config.adversarial_epsilon == 0.0:
+        return None
+    wanted = splits.preprocessing
+    return Attack(config.adversarial_epsilon, config.adversarial_steps, wanted.mean, wanted.std)

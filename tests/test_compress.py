@@ -392,3 +392,37 @@ def test_a_trial_cut_short_by_a_kill_is_repeated(finished: Path, images: Path, t
         file.write('{"round": 1, "index": 1, "ki')
     compress(CompressConfig(), resume=out)
     assert model_bytes(out) == model_bytes(finished)
+
+
+def test_a_mixture_with_the_first_weights_is_never_worse_on_validation_images(
+    images: Path, tmp_path: Path
+) -> None:
+    options = {"search": "none", "ema": 0.0}
+    plain, mixed = (
+        compress(tiny_config(images, tmp_path / str(wise_ft), wise_ft=wise_ft, **options))
+        for wise_ft in (False, True)
+    )
+    assert plain["wise_ft_alpha"] is None
+    assert 0.0 <= mixed["wise_ft_alpha"] <= 1.0
+    assert mixed["pareto"][-1]["loss"] <= plain["pareto"][-1]["loss"] + 1e-6
+    assert mixed["density"] == plain["density"]
+    assert mixed["accuracy"] == mixed["sparse_accuracy"]
+    out = tmp_path / "resumed"
+    with pytest.raises(Interrupted):
+        compress(tiny_config(images, out, wise_ft=True, **options), progress=Recorder(interrupt_after=18))
+    compress(CompressConfig(), resume=out)
+    assert model_bytes(out) == model_bytes(tmp_path / "True")
+
+
+def test_training_against_attacks_reports_robust_accuracy(images: Path, tmp_path: Path) -> None:
+    options = {"search": "none", "adversarial_epsilon": 8.0, "adversarial_steps": 2}
+    report = compress(tiny_config(images, tmp_path / "run", **options))
+    robust = report["robust"]
+    assert (robust["epsilon"], robust["steps"]) == (8.0, 8)
+    assert 0.0 <= robust["accuracy"] <= report["accuracy"]
+    assert 0.0 <= robust["dense_accuracy"] <= report["dense_accuracy"]
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "test accuracy, images changed by 8 of 255 (PGD, 8 steps)" in text
+    plain = compress(tiny_config(images, tmp_path / "plain", search="none"))
+    assert plain["robust"] is None
+    assert plain["history"][0]["train_loss"] < report["history"][0]["train_loss"]

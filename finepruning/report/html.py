@@ -70,6 +70,11 @@ def _top(report: dict[str, Any], bench: dict[str, Any] | None) -> str:
             f"dense {size_text(report['bytes_dense'])}, {smaller:.1f}x",
         ),
     ]
+    robust = report.get("robust")
+    if robust is not None:
+        attacked = f"of test images changed by {robust['epsilon']:g} of 255"
+        dense = f"dense {percent_text(robust['dense_accuracy'])}"
+        tiles.append((percent_text(robust["accuracy"]), attacked, dense))
     drop = accuracy_asked(report)
     if drop is not None:
         reached, _, points = drop[1].partition(" (")

@@ -76,6 +76,7 @@ def _outcome(report: dict[str, Any]) -> str:
         [
             ("test accuracy", percent_text(report["dense_accuracy"]), percent_text(report["accuracy"])),
             ("through the sparse engine", "", percent_text(report["sparse_accuracy"])),
+            *_robust(report.get("robust")),
             ("density", "1", f"{density_text(report['density'])} ({density_asked(report)})"),
             ("file", size_text(report["bytes_dense"]), size_asked(report)),
             *([("validation accuracy", *drop)] if drop else []),
@@ -86,6 +87,13 @@ def _outcome(report: dict[str, Any]) -> str:
         f"{images['validation']} for validation, {images['test']} for the test, "
         "which were looked at once, at the end."
     )
+
+
+def _robust(found: dict[str, Any] | None) -> list[tuple[str, str, str]]:
+    if found is None:
+        return []
+    name = f"test accuracy, images changed by {found['epsilon']:g} of 255 (PGD, {found['steps']} steps)"
+    return [(name, percent_text(found["dense_accuracy"]), percent_text(found["accuracy"]))]
 
 
 def _rounds(rounds: Sequence[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from finepruning.errors import TrainingError
 from finepruning.pruning import Surgery
+from finepruning.training.adversarial import Attack
 from finepruning.training.distributed import ALONE, Ranks
 from finepruning.training.evaluate import Batches
 from finepruning.training.losses import training_loss
@@ -40,6 +41,7 @@ def train_epoch(
     surgery: Surgery | None = None,
     teacher: nn.Module | None = None,
     start: StartingPoint | None = None,
+    attack: Attack | None = None,
     after_step: Callable[[int, float], None] = lambda step, loss: None,
     ranks: Ranks = ALONE,
 ) -> float:
@@ -51,6 +53,7 @@ def train_epoch(
         surgery: where given, the optimizer updates the weights behind its masks.
         teacher: in eval mode; its logits enter the loss with weight ``recipe.distillation``.
         start: where given, its penalty adds to the gradients after they were limited.
+        attack: where given, changes every image against the network of the moment before it is learnt.
         after_step: called with the step and its loss when the weights have been updated.
         ranks: processes that take each step together.
 
@@ -68,6 +71,8 @@ def train_epoch(
         rate = learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
+        if attack is not None:
+            x = attack(module, x, y)
         optimizer.zero_grad(set_to_none=True)
         with autocast(recipe.precision, recipe.device), ranks.whole_batch(module):
             logits = module(x)
