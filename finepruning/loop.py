@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from finepruning import search_images
 from finepruning.config import CompressConfig
@@ -330,13 +330,17 @@ class Loop:
     def _end(self, phase: Phase) -> None:
         """Note how the phase ended; without an epoch in it, the network is validated as it is."""
         if phase.kind == "final":
-            if self._state.average is not None:
-                assert self._state.surgery is not None
-                with self._state.surgery.dense():
+            surgery = self._state.surgery
+            assert surgery is not None
+            with surgery.dense():
+                if self._state.average is not None:
                     self._state.average.apply()
-                self._state.average = None
-            if self._origin is not None:
-                self.facts.alpha = self._ensemble(self._origin)
+                    self._state.average = None
+                if self._origin is not None:
+                    found = ensemble(
+                        self.module, self._origin, surgery.mask_of, lambda: self._validate().loss
+                    )
+                    self.facts.alpha = found
             if phase.epochs and self.config.max_accuracy_drop is not None:
                 self._judge(phase.round + 1, self._validate().accuracy)
             return
@@ -354,11 +358,6 @@ class Loop:
         self.facts.rounds[-1] |= {**figures, "density": self._density(), "spliced": self.facts.spliced}
         self.facts.previous = self.facts.theta
         self.facts.rounds[-1]["held"] = self._judge(phase.round, figures["validation_accuracy"])
-
-    def _ensemble(self, origin: dict[str, Tensor]) -> float:
-        assert self._state.surgery is not None
-        with self._state.surgery.dense():
-            return ensemble(self.module, origin, self._state.surgery.mask_of, lambda: self._validate().loss)
 
     def _judge(self, number: int, accuracy: float) -> bool | None:
         """Remember the state after this round, or go back to the last one remembered, as the target says."""
