@@ -103,7 +103,7 @@ def clocks(tile: Tile, rows: int, stored: int, outputs: int, itemsize: int) -> f
     cache *= max(1.0, tile.run * itemsize / L1_BYTES)
     busy = min(programs, PROCESSORS)
     # A processor holds 32 programs, and as many warps as their registers leave room for.
-    registers = 40 + (12 * sums if tile.together else 1.7 * sums * threads_share)
+    registers = (54 + 32 * sums) if tile.together else (40 + 1.7 * sums * threads_share)
     warps = min(64, int(REGISTERS / (LANES * registers)))
     resident = PROCESSORS * max(1, min(32, warps // tile.warps))
     waves = max(1.0, programs / resident)
@@ -123,8 +123,7 @@ def tile_shape(rows: int, stored: int, outputs: int, run: int, itemsize: int) ->
     ]
     if run == LANES:  # a thread's loads are single values: decoding costs most there
         candidates += [
-            Tile(runs, run, 1, LANES * warps, warps)
-            for runs, warps in itertools.product((1, 2, 4, 8), (2, 4))
+            Tile(runs, run, 1, LANES * warps, warps) for runs, warps in itertools.product((1, 2, 4), (2, 4))
         ]
     return min(
         candidates,

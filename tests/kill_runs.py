@@ -65,7 +65,7 @@ class KillRuns:
             started = (out / "config.yaml").exists()
             process = self._start(out, resume=started)
             if len(found) < kills:
-                process.join(draw.uniform(0.0, self._seconds / 3))
+                process.join(draw.uniform(0.0, self._seconds / 5))
                 process.kill()
             process.join()
             assert process.exitcode in (0, -signal.SIGKILL)

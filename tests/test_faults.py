@@ -322,7 +322,7 @@ def test_an_image_damaged_in_mid_training_is_named(
     """Only a data set too large for memory is read again after the check at the start."""
     monkeypatch.setattr(data.loading, "CACHE_LIMIT", 0)
     load = data.load
-    monkeypatch.setattr(data, "load", lambda *args, **more: load(*args, **more, cache_limit=0))
+    monkeypatch.setattr(data, "load", lambda *args, **more: load(*args, **{**more, "cache_limit": 0}))
     victim = images / "dark" / "3.png"
     intact = victim.read_bytes()
     out = tmp_path / "run"

@@ -38,13 +38,16 @@ def test_nothing_spills(kernels):
 
 
 def _starved(facts):
-    """Whether a processor holds too few loads to keep memory busy.
+    """Whether a processor holds too few loads to keep memory busy, or too little to hide arithmetic behind.
 
     Little's law on an H200: 4.8 TB/s for 700 ns, over 132 processors, is 25 KB in flight on each, or 50
-    loads of 16 bytes by 32 lanes. A warp has those of one turn of its loop under way at once. At least 12
-    warps (three for each scheduler) hide the latency of arithmetic.
+    loads of 16 bytes by 32 lanes. A warp has those of one turn of its loop under way at once, or all of them
+    where there is no loop. Arithmetic takes at least 12 warps (three for each scheduler) where the sums of a
+    turn depend on one another; two for each scheduler where it has 64 independent ones.
     """
-    return facts["warps"] < 12 or facts["warps"] * max(facts["loop_loads"], 1) < 50
+    loads = facts["loop_loads"] or len(facts["loads"])
+    warps = 8 if facts["loop_multiply_adds"] >= 64 else 12
+    return facts["warps"] < warps or facts["warps"] * loads < 50
 
 
 def test_enough_warps_are_resident(kernels):
