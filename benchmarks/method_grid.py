@@ -72,9 +72,7 @@ ONE_SHOT: dict[str, Any] = {
 
 def methods() -> dict[str, dict[str, Any]]:
     """What each method adds to `COMMON`; those with the most to tell come first."""
-    table: dict[str, dict[str, Any]] = {
-        "joint": {**GRADUAL, "search": "budget", "trials": 8, "saliency": "fisher"}
-    }
+    table: dict[str, dict[str, Any]] = {"joint": {**GRADUAL, "search": "budget", "trials": 8}}
     for allocation in ALLOCATIONS:
         for name, schedule in (("gradual", GRADUAL), ("iterative", ITERATIVE), ("one-shot", ONE_SHOT)):
             table[f"{name}-{allocation}"] = {**schedule, "search": "none", "allocation": allocation}
@@ -90,7 +88,7 @@ def methods() -> dict[str, dict[str, Any]]:
 def ablations() -> dict[str, dict[str, Any]]:
     """The joint method with one option changed; measured with the first seed at `ABLATION_DENSITY`."""
     changes: dict[str, dict[str, Any]] = {
-        "magnitude": {"saliency": "magnitude"},
+        "fisher": {"saliency": "fisher"},
         "splicing": {"splicing": True},
         "ema": {"ema": 0.99},
         "distillation": {"distillation": 0.5, "temperature": 2.0},

@@ -11,6 +11,8 @@ import asyncio
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -118,3 +120,8 @@ def test_options_that_are_not_run_exist(name: str, capsys: pytest.CaptureFixture
             known = capsys.readouterr().out
             for option in (word for word in line if word.startswith("--")):
                 assert option in known, line
+
+
+def test_result_tables_are_those_of_the_rows() -> None:
+    script = Path(__file__).parent.parent / "benchmarks" / "method_results.py"
+    subprocess.run([sys.executable, str(script), "--check"], check=True)
