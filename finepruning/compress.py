@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import sys
 import time
 import types
@@ -15,25 +14,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from finepruning import continuation, data, mistakes, models, tensorboard_log
+from finepruning import continuation, data, models, tensorboard_log
 from finepruning.config import CHANGEABLE, DEFAULT_DENSITY, TARGETS, CompressConfig
 from finepruning.environment import describe_environment
 from finepruning.errors import ArgumentError, DataError, DeviceError, FinepruningError, RunError
-from finepruning.good_state import dense_network
 from finepruning.job import check_job, job
 from finepruning.loop import Loop
 from finepruning.memory import memory_errors
+from finepruning.outcome import finish, sparse_model, split_sizes
 from finepruning.phases import Phase, phases
 from finepruning.progress import NoProgress, Progress
 from finepruning.pruning import kept, prunable_layers
 from finepruning.ranked_run import create_run, open_run
 from finepruning.run import DATA, DENSE, REPORT, STATE, RunDirectory, check_new, default_path
 from finepruning.targets import Target, choose
-from finepruning.training import Attack, distributed, evaluate, resolve_precision, robust_accuracy
-from finepruning.training.evaluate import Evaluation
+from finepruning.training import distributed, resolve_precision
 
 if TYPE_CHECKING:
-    from finepruning.engine import SparseModel
     from finepruning.sparse.storage import StoredModel
 
 EXPORT = "export and test"
@@ -116,7 +113,7 @@ def dry_run(config: CompressConfig) -> dict[str, Any]:
             "config": dataclasses.asdict(resolved),
             "from_run": begun,
             "classes": list(splits.classes),
-            "images": _sizes(splits),
+            "images": split_sizes(splits),
             "messages": [*splits.messages, *network.messages],
             "layers": sizes,
             "rounds": _planned_rounds(resolved, target, layers),
@@ -222,7 +219,7 @@ def _changed(config: CompressConfig, changes: Mapping[str, Any]) -> CompressConf
 
 
 def _content(splits: data.Splits) -> dict[str, Any]:
-    return {"name": splits.name, "classes": list(splits.classes), "images": _sizes(splits)}
+    return {"name": splits.name, "classes": list(splits.classes), "images": split_sizes(splits)}
 
 
 def _check_unchanged(run: RunDirectory, splits: data.Splits) -> None:
@@ -287,7 +284,7 @@ def _run(
         def end() -> dict[str, Any]:
             target.trim(network.module)
             with run.on_main().writing():
-                return _finish(config, splits, network, target, run.on_main(), loop, progress)
+                return finish(config, splits, network, target, run.on_main(), loop, progress)
 
         with job(run.path):
             ranks = distributed.current()
@@ -304,177 +301,14 @@ def _run(
         raise DataError(f"{error}; restore it and continue with --resume {run.path}") from error
 
 
-def _finish(
-    config: CompressConfig,
-    splits: data.Splits,
-    network: models.Network,
-    target: Target,
-    run: RunDirectory,
-    loop: Loop,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Export the model, look at the test split for the first time, and write the report."""
-    from finepruning import report as reporting
-    from finepruning.engine import SparseModel
-
-    started = time.perf_counter()
-    device = torch.device(config.device or "cpu")
-    module = network.module.eval().to(memory_format=torch.contiguous_format)
-    place = run.path / "model"
-    for left in (place, *run.path.glob(".model-*")):  # by an export that was interrupted
-        if left.exists():
-            shutil.rmtree(left)
-    _sparse_model(config, splits, network).save_pretrained(place)
-    progress.advance()
-    accuracy = _test(module, splits, device)
-    dense = dense_network(run, module)
-    dense_accuracy = _test(dense, splits, device)
-    progress.advance()
-    sparse = SparseModel.from_pretrained(place, device=str(device))
-    answers = mistakes.ask(sparse, splits.test.batches(32), device)
-    seconds = {**loop.facts.seconds, "export": time.perf_counter() - started}
-    seconds["total"] = sum(seconds.values())
-    layers = _layers(loop.layers)
-    last = _last(loop, splits)
-    content: dict[str, Any] = {
-        "name": run.path.name,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "model": network.name,
-        "data": splits.name,
-        "seed": config.seed,
-        "config": dataclasses.asdict(config),
-        "environment": run.environment(),
-        "dense_accuracy": dense_accuracy.accuracy,
-        "dense_validation_loss": loop.facts.dense["validation_loss"],
-        "accuracy": accuracy.accuracy,
-        "validation_accuracy": last["accuracy"],
-        "sparse_accuracy": answers.accuracy,
-        "density": _density(layers),
-        "target_density": config.target_density,
-        "bytes_dense": (run.path / DENSE).stat().st_size,
-        "bytes_sparse": sum(file.stat().st_size for file in place.rglob("*") if file.is_file()),
-        "classes": list(splits.classes),
-        "images": _sizes(splits),
-        "layers": layers,
-        "seconds": seconds,
-        "rounds": loop.facts.rounds,
-        "from_run": loop.facts.from_run,
-        "pareto": _pareto(run, loop, {**last, "density": _density(layers)}),
-        "history": loop.facts.history,
-        "confusion": mistakes.describe(answers, splits.test, run.path),
-    }
-    content["target"] = target.outcome(content)
-    content["wise_ft_alpha"] = loop.facts.alpha
-    content["robust"] = _robust(config, splits, dense, module)
-    reporting.write(run.path, content)
-    run.write_json(REPORT, content)  # last: it marks the run as finished
-    progress.advance()
-    return content
-
-
-def _sparse_model(config: CompressConfig, splits: data.Splits, network: models.Network) -> SparseModel:
-    """The network as it is now, as the run's model directory will hold it."""
-    from finepruning.engine import SparseModel
-
-    size = network.image_size
-    return SparseModel.from_dense(
-        network.module,
-        torch.zeros(1, 3, size, size, device=torch.device(config.device or "cpu")),
-        preprocessing=splits.preprocessing.to_json(),
-        classes=splits.classes,
-        provenance=_provenance(config, splits),
-    )
-
-
-def _robust(
-    config: CompressConfig, splits: data.Splits, dense: nn.Module, module: nn.Module
-) -> dict[str, Any] | None:
-    """Test accuracy against attacks that are four times as long as those of the training."""
-    if config.adversarial_epsilon == 0.0:
-        return None
-    wanted, steps = splits.preprocessing, 4 * config.adversarial_steps
-    strong = Attack(config.adversarial_epsilon, steps, wanted.mean, wanted.std)
-    device = torch.device(config.device or "cpu")
-    accuracies = {
-        name: robust_accuracy(network, splits.test.batches(32), strong, device)
-        for name, network in (("dense_accuracy", dense), ("accuracy", module))
-    }
-    return {"epsilon": config.adversarial_epsilon, "steps": steps, **accuracies}
-
-
 def _target(
     config: CompressConfig, splits: data.Splits, network: models.Network, progress: Progress
 ) -> Target:
     def capture(module: nn.Module) -> StoredModel:
-        return _sparse_model(config, splits, network).stored
+        return sparse_model(config, splits, network).stored
 
     with distributed.current().in_turn():  # a measurement disturbs another; later ones find its result
         return choose(config, network.module, capture, progress.message)
-
-
-def _test(model: nn.Module, splits: data.Splits, device: torch.device) -> Evaluation:
-    return evaluate(model, splits.test.batches(32), device)
-
-
-def _layers(layers: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
-    rows = []
-    for name, weight in layers.items():
-        nnz, size = int(torch.count_nonzero(weight)), weight.numel()
-        rows.append(
-            {"name": name, "shape": list(weight.shape), "size": size, "nnz": nnz, "density": nnz / size}
-        )
-    return rows
-
-
-def _density(layers: list[dict[str, Any]]) -> float:
-    return float(sum(layer["nnz"] for layer in layers) / sum(layer["size"] for layer in layers))
-
-
-def _last(loop: Loop, splits: data.Splits) -> dict[str, float]:
-    """Validation figures of the network as it is at the end."""
-    if loop.config.max_accuracy_drop is not None or loop.config.wise_ft:  # not that of the last epoch
-        result = evaluate(
-            loop.module, splits.validation.batches(32), torch.device(loop.config.device or "cpu")
-        )
-        return {"loss": result.loss, "accuracy": result.accuracy}
-    entry = loop.facts.history[-1] if loop.facts.history else loop.facts.rounds[-1]
-    return {"loss": entry["validation_loss"], "accuracy": entry["validation_accuracy"]}
-
-
-def _pareto(run: RunDirectory, loop: Loop, last: dict[str, float]) -> list[dict[str, Any]]:
-    """Density against validation loss and accuracy, of everything that was evaluated."""
-    dense = loop.facts.dense
-    rounds = loop.facts.rounds
-    return [
-        _point(1.0, dense["validation_loss"], dense["validation_accuracy"], "dense"),
-        *(_point(t.density, t.loss, t.accuracy, "trial") for t in run.trials()),
-        *(_point(r["density"], r["validation_loss"], r["validation_accuracy"], "round") for r in rounds),
-        _point(last["density"], last["loss"], last["accuracy"], "final"),
-    ]
-
-
-def _point(density: float, loss: float, accuracy: float, kind: str) -> dict[str, Any]:
-    return {"density": density, "loss": loss, "accuracy": accuracy, "kind": kind}
-
-
-def _provenance(config: CompressConfig, splits: data.Splits) -> dict[str, Any]:
-    """Where the model came from, without paths and times: equal runs give equal files."""
-    return {
-        "model": config.model,
-        "data": Path(splits.name).name,
-        "seed": config.seed,
-        "search": config.search,
-        **{name: getattr(config, name) for name in TARGETS if getattr(config, name) is not None},
-        **({} if config.from_run is None else {"from_run": Path(config.from_run).name}),
-    }
-
-
-def _sizes(splits: data.Splits) -> dict[str, int]:
-    return {
-        "train": len(splits.train),
-        "validation": len(splits.validation),
-        "test": len(splits.test),
-    }
 
 
 def _device(name: str | None) -> torch.device:
