@@ -34,16 +34,13 @@ def sparse_conv2d_kernel(
     N: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr, R_UNIT: tl.constexpr,
     KW: tl.constexpr, KHW: tl.constexpr, GROUPED: tl.constexpr, CLEAR: tl.constexpr, WIDE: tl.constexpr,
     SLICE: tl.constexpr, RUNS: tl.constexpr, ROWS: tl.constexpr, SPLIT: tl.constexpr, RUN: tl.constexpr,
-    TOGETHER: tl.constexpr, BORDER: tl.constexpr,
+    BORDER: tl.constexpr,
 ):  # fmt: skip
     """A tile is [RUNS, ROWS * SPLIT, RUN]: runs of outputs, (row, share of its weights), outputs of a run.
 
     The compiler lays lanes along the last dimension, warps along the middle one and registers along the
     first. A thread therefore decodes one weight for RUNS runs at once, and reads it from one address as the
     rest of its warp does. The shares of a row are added at the end.
-
-    TOGETHER: one row; each of its threads decodes one of SPLIT weights (at least as many as threads) for
-    the whole program, through shared memory. The shares are then added in every turn.
 
     x*, r*, y*: strides of input, residual and output in (channel, row, column, image).
     step_*: distance in the input between neighbouring outputs (stride); origin: of the first tap of output
@@ -104,7 +101,7 @@ def sparse_conv2d_kernel(
         if WIDE:
             channel = channel.to(tl.int64)
         group = channel * channels_per_group * xc
-    total = tl.zeros([RUNS, 1 if TOGETHER else ROWS * SPLIT, RUN], tl.float32)
+    total = tl.zeros([RUNS, ROWS * SPLIT, RUN], tl.float32)
     left = width
     while left > 0:
         inside = share < left
@@ -120,16 +117,12 @@ def sparse_conv2d_kernel(
         if GROUPED:
             offset += group
         read = tl.load(here[:, None, :] + offset[None, :, None] * X_UNIT)
-        product = v[None, :, None] * read.to(tl.float32)
-        total += tl.sum(product, axis=1)[:, None, :] if TOGETHER else product
+        total += v[None, :, None] * read.to(tl.float32)
         left -= SPLIT
         col += SPLIT
         values += SPLIT
 
-    if TOGETHER:
-        result = total
-    else:
-        result = tl.sum(tl.reshape(total, [RUNS, ROWS, SPLIT, RUN]), axis=2)
+    result = tl.sum(tl.reshape(total, [RUNS, ROWS, SPLIT, RUN]), axis=2)
     slots = slot + tl.arange(0, ROWS)
     row = tl.load(order + slots, mask=slots < rows, other=0)
     if WIDE:
@@ -190,8 +183,7 @@ def sparse_conv2d(
         KW=taps_w, KHW=taps_h * taps_w, GROUPED=groups > 1, CLEAR=halo > 0,
         WIDE=needs_64_bits(x, y, extra), SLICE=SLICE_ROWS,
         RUNS=shape.runs, ROWS=shape.rows, SPLIT=shape.split, RUN=shape.run,
-        TOGETHER=shape.together, BORDER=BORDER,
-        num_warps=shape.warps,
+        BORDER=BORDER, num_warps=shape.warps,
     )  # fmt: skip
 
 

@@ -29,12 +29,6 @@ OUTPUT_INSTRUCTIONS = 12
 TURN_CLOCKS = 110
 # Clocks of a program beside its loop: its first loads come from the L2 cache one after the other.
 PROGRAM_CLOCKS = 1500
-# Where threads decode for each other: of a weight, of a sum (added in pairs) and of each turn, which ends
-# with the sum over warps.
-TOGETHER_WEIGHT_INSTRUCTIONS = 2
-TOGETHER_SUM_INSTRUCTIONS = 0.5
-TOGETHER_TURN_INSTRUCTIONS = 100
-TOGETHER_TURN_CLOCKS = 500
 MAX_SUMS = 32
 REGISTERS = 65536
 # Rows of one program find each other's input in L1: what reading it alone is taken to cost.
@@ -57,11 +51,6 @@ class Tile:
     split: int
     warps: int
 
-    @property
-    def together(self) -> bool:
-        """Whether the program's threads decode weights for each other: one row, a weight a thread."""
-        return self.rows == 1 and self.split >= self.warps * LANES
-
 
 def run_length(x: Tensor) -> int:
     """Outputs of one run: 32 lanes, each with as many neighbouring images as 16 bytes hold."""
@@ -75,12 +64,7 @@ def instructions(tile: Tile, itemsize: int) -> float:
     """Instructions of a thread for one multiply-add in the loop."""
     outputs = tile.run // LANES
     per_run = RUN_INSTRUCTIONS + outputs * (2 if itemsize == 2 else 1)
-    weight = WEIGHT_INSTRUCTIONS
-    if tile.together:
-        weight = TOGETHER_WEIGHT_INSTRUCTIONS
-        per_run += TOGETHER_SUM_INSTRUCTIONS * outputs
-        weight += TOGETHER_TURN_INSTRUCTIONS * tile.warps / tile.split
-    return (weight + tile.runs * per_run) / (tile.runs * outputs)
+    return (WEIGHT_INSTRUCTIONS + tile.runs * per_run) / (tile.runs * outputs)
 
 
 def clocks(tile: Tile, rows: int, stored: int, outputs: int, itemsize: int) -> float:
@@ -103,11 +87,11 @@ def clocks(tile: Tile, rows: int, stored: int, outputs: int, itemsize: int) -> f
     cache *= max(1.0, tile.run * itemsize / L1_BYTES)
     busy = min(programs, PROCESSORS)
     # A processor holds 32 programs, and as many warps as their registers leave room for.
-    registers = (54 + 32 * sums) if tile.together else (40 + 1.7 * sums * threads_share)
+    registers = 40 + 1.7 * sums * threads_share
     warps = min(64, int(REGISTERS / (LANES * registers)))
     resident = PROCESSORS * max(1, min(32, warps // tile.warps))
     waves = max(1.0, programs / resident)
-    alone = waves * (PROGRAM_CLOCKS + turns * (TOGETHER_TURN_CLOCKS if tile.together else TURN_CLOCKS))
+    alone = waves * (PROGRAM_CLOCKS + turns * TURN_CLOCKS)
     return max(issue / busy, cache / busy, alone)
 
 
@@ -121,10 +105,6 @@ def tile_shape(rows: int, stored: int, outputs: int, run: int, itemsize: int) ->
         )
         if runs * (run // LANES) * unroll <= MAX_SUMS
     ]
-    if run == LANES:  # a thread's loads are single values: decoding costs most there
-        candidates += [
-            Tile(runs, run, 1, LANES * warps, warps) for runs, warps in itertools.product((1, 2, 4), (2, 4))
-        ]
     return min(
         candidates,
         key=lambda tile: clocks(tile, rows, stored, outputs, itemsize) * (ALONE if tile.rows == 1 else 1),
