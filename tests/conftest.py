@@ -5,7 +5,9 @@ the switch must be set before the first test of any folder runs.
 """
 
 import os
+from pathlib import Path
 
+import pytest
 import torch
 
 # What a layer's time decides would differ from run to run; tests of that choice measure where they need it.
@@ -13,3 +15,13 @@ os.environ["FINEPRUNING_CACHE"] = "off"
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of generated images in three classes, for `tiny_run`."""
+    from tiny_run import make_images
+
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    make_images(folder)
+    return folder

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import CLASSES, make_images, tiny_config, use_tiny_network
+from tiny_run import CLASSES, tiny_config, tiny_runs
 
 from finepruning.cli import run
 from finepruning.compress import compress
@@ -20,20 +20,8 @@ Captured = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny() -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    use_tiny_network(patch.setattr)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    patch.undo()
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "photos"
-    make_images(folder)
-    return folder
+    with tiny_runs():
+        yield
 
 
 @pytest.fixture(scope="module")

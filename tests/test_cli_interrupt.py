@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import make_images
 
 SCRIPT = """
 import signal
@@ -25,13 +24,6 @@ sys.exit(run(sys.argv[1:]))
 """
 OPTIONS = ["--dense-epochs", "2", "--rounds", "2", "--trials", "3", "--epochs", "1", "--batch-size", "8"]
 OPTIONS += ["--search", "random", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "photos"
-    make_images(folder)
-    return folder
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:

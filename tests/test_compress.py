@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_run import CLASSES, make_images, tiny_config, use_tiny_network
+from tiny_run import CLASSES, tiny_config, tiny_runs
 
 from finepruning import SparseModel, data
 from finepruning.compress import Interrupted, compress, dry_run
@@ -23,19 +23,9 @@ from finepruning.run import RunDirectory
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    use_tiny_network(monkeypatch.setattr)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images") / "set"
-    make_images(folder)
-    return folder
+def _small() -> Iterator[None]:
+    with tiny_runs():
+        yield
 
 
 class Recorder(NoProgress):
@@ -72,14 +62,9 @@ def model_bytes(run: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
-    patch = pytest.MonkeyPatch()
-    use_tiny_network(patch.setattr)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("finished") / "runs" / "one"
-    compress(tiny_config(images, out))
-    torch.set_num_threads(threads)
-    patch.undo()
+    with tiny_runs():
+        compress(tiny_config(images, out))
     return out
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import make_images, tiny_config, use_tiny_network
+from tiny_run import tiny_config, tiny_runs
 
 import finepruning
 from finepruning import RunError
@@ -28,20 +28,8 @@ TOTAL = 3 * 6 * 9 + 96 * 3
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny() -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    use_tiny_network(patch.setattr)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    patch.undo()
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "photos"
-    make_images(folder)
-    return folder
+    with tiny_runs():
+        yield
 
 
 @pytest.fixture(scope="module")

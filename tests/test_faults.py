@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import make_images, tiny_config, use_tiny_network
+from tiny_run import tiny_config, tiny_runs
 from torch import Tensor, nn
 
 from finepruning import SparseModel, data, models
@@ -36,31 +36,16 @@ from finepruning.sparse import storage
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    use_tiny_network(monkeypatch.setattr)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images") / "set"
-    make_images(folder)
-    return folder
+def _small() -> Iterator[None]:
+    with tiny_runs():
+        yield
 
 
 @pytest.fixture(scope="module")
 def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    patch = pytest.MonkeyPatch()
-    use_tiny_network(patch.setattr)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("finished") / "one"
-    compress(quick(images, out))
-    torch.set_num_threads(threads)
-    patch.undo()
+    with tiny_runs():
+        compress(quick(images, out))
     return out
 
 

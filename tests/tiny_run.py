@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -54,6 +57,20 @@ def use_tiny_network(patch: Any) -> None:
     patch(models, "create", tiny_network)
     patch(models, "resolve", lambda name: "tiny")
     patch(models, "input_spec", lambda name: spec)
+
+
+@contextmanager
+def tiny_runs() -> Iterator[None]:
+    """Inside, compress builds the tiny network and one thread computes."""
+    patch = pytest.MonkeyPatch()
+    use_tiny_network(patch.setattr)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        patch.undo()
 
 
 def tiny_config(data: Path, out: Path, **options: Any) -> CompressConfig:

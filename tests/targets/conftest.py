@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import make_images, use_tiny_network
+from tiny_run import use_tiny_network
 
 
 @pytest.fixture(autouse=True)
@@ -22,10 +21,3 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     use_tiny_network(monkeypatch.setattr)
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images") / "set"
-    make_images(folder)
-    return folder
