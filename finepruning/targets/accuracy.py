@@ -8,15 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from finepruning.config import CompressConfig
-from finepruning.pruning import Keep
-from finepruning.targets.base import Recut
+from finepruning.targets.base import CountTarget
 
 MAX_ACCURACY_DROP = "max_accuracy_drop"
 FIRST_RATIO = 0.5
 _ROUNDING = 1e-6  # accuracies are float32 means
 
 
-class AccuracyTarget:
+class AccuracyTarget(CountTarget):
     """``--max-accuracy-drop``: rounds of falling density as long as the retrained accuracy holds.
 
     Each round keeps half of what the last good one kept. When accuracy is lost, the run goes back to that one
@@ -25,7 +24,6 @@ class AccuracyTarget:
     """
 
     name = MAX_ACCURACY_DROP
-    start = 1.0
 
     def __init__(self, config: CompressConfig, layers: Mapping[str, nn.Parameter]) -> None:
         assert config.max_accuracy_drop is not None
@@ -40,17 +38,6 @@ class AccuracyTarget:
         keep = max(self._layers, round(density * self._total))
         self.state |= {"density": keep / self._total, "keep": keep}
 
-    @property
-    def keep(self) -> Keep:
-        return int(self.state["keep"])
-
-    @property
-    def density(self) -> float:
-        return float(self.state["density"])
-
-    def settle(self, module: nn.Module, recut: Recut) -> None:
-        pass
-
     def judge(self, number: int, accuracy: float, density: float) -> bool | None:
         if number == 0:
             self.state["dense_accuracy"] = accuracy
@@ -64,9 +51,6 @@ class AccuracyTarget:
         else:
             self.state["ratio"] **= 0.5
         return holds
-
-    def trim(self, module: nn.Module) -> None:
-        pass
 
     def outcome(self, report: Mapping[str, Any]) -> dict[str, Any]:
         dense, reached = self.state["dense_accuracy"], report["validation_accuracy"]

@@ -69,25 +69,11 @@ class Target(Protocol):
         ...
 
 
-class DensityTarget:
-    """A kept share of all prunable weights, exactly."""
+class CountTarget:
+    """What targets share whose rounds keep a number of weights: ``begin`` notes it, and its density."""
 
-    name = "target_density"
     start = 1.0
-
-    def __init__(self, config: CompressConfig, layers: Mapping[str, nn.Parameter]) -> None:
-        """Raises ArgumentError where that is fewer than one weight a layer."""
-        assert config.target_density is not None
-        self.asked = config.target_density
-        self.state: dict[str, Any] = {}
-        self._config = config
-        self._layers = layers
-        weights_to_keep(layers, self.asked)
-
-    def begin(self, number: int, saliency: Sequence[Tensor]) -> None:
-        density = budget(self._config, number, self.asked, self.start)
-        keep = weights_to_keep(self._layers, max(density, self.asked))
-        self.state |= {"density": density, "keep": keep}
+    state: dict[str, Any]
 
     @property
     def keep(self) -> Keep:
@@ -105,6 +91,26 @@ class DensityTarget:
 
     def trim(self, module: nn.Module) -> None:
         pass
+
+
+class DensityTarget(CountTarget):
+    """A kept share of all prunable weights, exactly."""
+
+    name = "target_density"
+
+    def __init__(self, config: CompressConfig, layers: Mapping[str, nn.Parameter]) -> None:
+        """Raises ArgumentError where that is fewer than one weight a layer."""
+        assert config.target_density is not None
+        self.asked = config.target_density
+        self.state: dict[str, Any] = {}
+        self._config = config
+        self._layers = layers
+        weights_to_keep(layers, self.asked)
+
+    def begin(self, number: int, saliency: Sequence[Tensor]) -> None:
+        density = budget(self._config, number, self.asked, self.start)
+        keep = weights_to_keep(self._layers, max(density, self.asked))
+        self.state |= {"density": density, "keep": keep}
 
     def outcome(self, report: Mapping[str, Any]) -> dict[str, Any]:
         return {"name": self.name, "asked": self.asked, "reached": report["density"]}
