@@ -11,14 +11,13 @@ from torch import Tensor
 from finepruning.engine.cpu import CpuExecutor
 from finepruning.engine.cpu_schedule import slices_pay
 from finepruning.engine.cpu_tape import LANES
-from finepruning.engine.cuda_batch import pads
-from finepruning.engine.plan import Plan, StepReport
+from finepruning.engine.plan import Plan, StepReport, keeps_images_apart
 
 
 def cpu_executor(plan: Plan, replan: Callable[[int], Plan] | None = None) -> CpuExecutor | SlicedExecutor:
     """The executor for a plan; ``replan`` gives the same plan for another batch size."""
     images = LANES if plan.batch > LANES else torch.get_num_threads()
-    if replan is None or plan.batch in (images, LANES) or plan.batch < images or not pads(plan):
+    if replan is None or plan.batch in (images, LANES) or plan.batch < images or not keeps_images_apart(plan):
         return CpuExecutor(plan, replan)
     if not slices_pay(plan, replan(images)):
         return CpuExecutor(plan, replan)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from finepruning.engine import cuda_choice
-from finepruning.engine.cuda_batch import pads
-from finepruning.engine.plan import Plan, StepReport
+from finepruning.engine.plan import Plan, StepReport, keeps_images_apart
 from finepruning.errors import DeviceError, InputError
 
 try:
@@ -67,7 +66,7 @@ class CudaExecutor:
         self.device = _device(device)
         self._lock = threading.Lock()
         self._on_gpu = _is_gpu(self.device)
-        self._pads = pads(plan)
+        self._pads = keeps_images_apart(plan)
         layout: cuda_program.Layout | None = None
         # Made outside inference mode: inference tensors could not be written to by calls outside it.
         with (
@@ -116,7 +115,7 @@ class CudaExecutor:
     def __call__(self, x: Tensor) -> Tensor:
         """Run the plan on ``x``: shape, dtype and device of the plan's input, any strides.
 
-        Fewer images than the plan's are padded where no operation mixes them (`cuda_batch.pads`).
+        Fewer images than the plan's are padded where no operation mixes them (`plan.keeps_images_apart`).
 
         Raises:
             InputError: ``x`` does not match the plan. DeviceError: no memory for the result.

@@ -7,8 +7,6 @@ in memory, odd batches would break 16-byte reads, so a padded batch of 24 is har
 
 from __future__ import annotations
 
-from finepruning.engine.plan import Plan
-
 
 def bucket(batch: int) -> int:
     """The smallest bucket that holds ``batch`` images: 1, 2, 4, 8, then at most a quarter of padding.
@@ -19,16 +17,3 @@ def bucket(batch: int) -> int:
         return 1 << (batch - 1).bit_length()
     step = max(8, 1 << ((batch - 1).bit_length() - 3))
     return -(-batch // step) * step
-
-
-def pads(plan: Plan) -> bool:
-    """Whether rows of the plan's result depend on the same row of its input alone.
-
-    True only where that is certain: no ATen operation, no concatenation of batches, and the batch first
-    in every value.
-    """
-    return all(
-        step.op != "aten" and not (step.op == "concat" and step.attrs["dim"] in (0, -len(value.shape)))
-        for step in plan.steps
-        for value in (plan.values[step.output],)
-    ) and all(len(value.shape) > 1 and value.shape[0] == plan.batch for value in plan.values.values())

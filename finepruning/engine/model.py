@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from finepruning.engine.capture import capture
 from finepruning.engine.fuse import fuse
 from finepruning.engine.hub import is_repository, pull, push
-from finepruning.engine.plan import Executor, Plan
+from finepruning.engine.plan import Executor, Plan, keeps_images_apart
 from finepruning.engine.plan_check import check
 from finepruning.engine.plan_report import PlanReport
 from finepruning.errors import ArgumentError, DeviceError, InputError
@@ -299,10 +299,10 @@ class SparseModel(nn.Module):
         """The batch size of the plan for ``batch`` images: itself, or on a GPU its bucket."""
         if self.device.type != "cuda":
             return batch
-        from finepruning.engine.cuda_batch import bucket, pads
+        from finepruning.engine.cuda_batch import bucket
 
         if self._pads is None:  # batch 2 tells a batch dimension from one of size 1
-            self._pads = pads(self._plan(2))
+            self._pads = keeps_images_apart(self._plan(2))
         return bucket(batch) if self._pads else batch
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseModel:

@@ -119,3 +119,16 @@ class Executor(Protocol):
     def arena_bytes(self) -> int:
         """Bytes of activations and scratch that one call in flight holds."""
         ...
+
+
+def keeps_images_apart(plan: Plan) -> bool:
+    """Whether rows of the plan's result depend on the same row of its input alone.
+
+    True only where that is certain: no ATen operation, no concatenation of batches, and the batch first
+    in every value.
+    """
+    return all(
+        step.op != "aten" and not (step.op == "concat" and step.attrs["dim"] in (0, -len(value.shape)))
+        for step in plan.steps
+        for value in (plan.values[step.output],)
+    ) and all(len(value.shape) > 1 and value.shape[0] == plan.batch for value in plan.values.values())

@@ -15,8 +15,9 @@ from finepruning.bench.networks import prune_uniform
 from finepruning.engine import cuda_program
 from finepruning.engine.capture import capture
 from finepruning.engine.cuda import CudaExecutor
-from finepruning.engine.cuda_batch import bucket, pads
+from finepruning.engine.cuda_batch import bucket
 from finepruning.engine.fuse import fuse
+from finepruning.engine.plan import keeps_images_apart
 from finepruning.engine.reference import ReferenceExecutor
 from finepruning.errors import DeviceError, InputError
 
@@ -179,5 +180,5 @@ class _MixesRows(nn.Module):
 
 
 def test_batches_are_padded_only_where_rows_are_known_to_be_independent():
-    assert pads(_plan(2))
-    assert not pads(_plan(2, _MixesRows()))
+    assert keeps_images_apart(_plan(2))
+    assert not keeps_images_apart(_plan(2, _MixesRows()))
