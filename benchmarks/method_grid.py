@@ -6,8 +6,9 @@
 
 DATA is the UC Merced folder (train/ and test/), WEIGHTS a SqueezeNet 1.1 trunk. Rows are added to
 benchmarks/results/method_ucmerced.json as they come; the command can be stopped at any moment and
-continues in the middle of a row when it is given again. Dense fine-tuning depends on the seed alone and is
-done once a seed; its epochs and seconds count in each row. ``trials`` holds, for each search, the loss of the
+continues in the middle of a row when it is given again. ``--jobs N`` measures N rows at a time, each with its
+share of the threads. Dense fine-tuning depends on the seed alone and is done once a seed; its epochs and
+seconds count in each row. ``trials`` holds, for each search, the loss of the
 first trial (global magnitude) and of the best.
 """
 
@@ -15,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +205,7 @@ def main() -> None:
     parser.add_argument("--densities", nargs="+", type=float, default=list(DENSITIES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--work", type=Path, default=Path("runs/method_grid"), help="run directories")
+    parser.add_argument("--jobs", type=int, default=1, help="rows measured at a time")
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     content = load()
@@ -214,24 +218,30 @@ def main() -> None:
         return
     if options.data is None or options.weights is None:
         parser.error("DATA and WEIGHTS are needed to measure")
+    threads = max(1, torch.get_num_threads() // options.jobs)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes to come
     print(json.dumps(describe_environment("cpu")))
-    for name, density, seed in rows:
-        if (name, density, seed) in done:
-            continue
-        started = time.monotonic()
-        weights, dense_seconds = start(seed, options)
-        given = {
-            **options_of(name),
-            "weights": str(weights),
-            "dense_epochs": 0,
-            "target_density": density,
-        }
-        report = finished(options.work / f"{name}-{density:g}-s{seed}", seed, given, options)
-        row = row_of(name, density, seed, report, dense_seconds)
-        content["rows"].append(row)
-        save(content)
-        took = time.monotonic() - started
-        print(f"{name} {density:g} seed {seed}: test {row['accuracy']:.4f}, {took:.0f} s", flush=True)
+    missing = [row for row in rows if row not in done]
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        seeds = sorted({seed for _, _, seed in missing})
+        list(pool.map(start, seeds, [options] * len(seeds)))
+        for future in as_completed([pool.submit(measured, *row, options) for row in missing]):
+            row, took = future.result()
+            content["rows"].append(row)
+            save(content)
+            label = f"{row['method']} {row['density']:g} seed {row['seed']}"
+            print(f"{label}: test {row['accuracy']:.4f}, {took:.0f} s", flush=True)
+
+
+def measured(
+    name: str, density: float, seed: int, options: argparse.Namespace
+) -> tuple[dict[str, Any], float]:
+    """The row, and the seconds that it took just now."""
+    started = time.monotonic()
+    weights, dense_seconds = start(seed, options)
+    given = {**options_of(name), "weights": str(weights), "dense_epochs": 0, "target_density": density}
+    report = finished(options.work / f"{name}-{density:g}-s{seed}", seed, given, options)
+    return row_of(name, density, seed, report, dense_seconds), time.monotonic() - started
 
 
 if __name__ == "__main__":

@@ -110,7 +110,12 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
     Every option defaults to None, meaning "not given", so that the command can tell what was asked for on
     the line from what a file or the defaults say.
     """
-    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    signature = inspect.signature(command, eval_str=True)  # get_type_hints hides Annotated = None on 3.10
+    own = [
+        parameter.replace(kind=parameter.KEYWORD_ONLY)
+        for parameter in signature.parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    ]
     hints = get_type_hints(CompressConfig)
     parameters = []
     for field in fields(CompressConfig):
@@ -142,8 +147,6 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
                 annotation=Annotated[hints[field.name] | None, marker],
             )
         )
-    own_hints = get_type_hints(command, include_extras=True)
-    own = [p.replace(kind=p.KEYWORD_ONLY, annotation=own_hints[p.name]) for p in own]
     command.__signature__ = inspect.Signature([*parameters, *own])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in [*parameters, *own]}
     return command
