@@ -236,7 +236,11 @@ def main() -> None:
         seeds = sorted({seed for _, _, seed in missing})
         list(pool.map(start, seeds, [options] * len(seeds)))
         for future in as_completed([pool.submit(measured, *row, options) for row in missing]):
-            row, took = future.result()
+            try:
+                row, took = future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
             content["rows"].append(row)
             save(content)
             label = f"{row['method']} {row['density']:g} seed {row['seed']}"

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = Path(__file__).parent / "results" / "method_ucmerced.json"
 PAGE = ROOT / "docs" / "results.md"
 FIGURE = ROOT / "docs" / "method_ucmerced.svg"
-SEARCHES = {"joint", "joint-look-ahead", "random", "paper"}
+SEARCHES = {"joint", "joint-at-once", "random", "paper"}
 Row = dict[str, Any]
 
 
@@ -124,7 +124,7 @@ def searches_table(rows: list[Row]) -> str:
                 f"{100 * row['accuracy']:.1f}",
             ]
         )
-    head = ["search", "density", "seed", "loss before retraining, against theta = 0", "final validation loss"]
+    head = ["search", "density", "seed", "loss of a trial, against theta = 0", "final validation loss"]
     return markdown([*head, "test accuracy"], lines)
 
 
