@@ -15,11 +15,11 @@ first trial (global magnitude) and of the best.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -226,21 +226,19 @@ def main() -> None:
         for row in rows:
             print(*row, "measured" if row in done else "missing")
         return
+    if options.jobs < 1:
+        parser.error(f"--jobs is {options.jobs}; it must be at least 1")
     if options.data is None or options.weights is None:
         parser.error("DATA and WEIGHTS are needed to measure")
     threads = max(1, torch.get_num_threads() // options.jobs)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes to come
     print(json.dumps(describe_environment("cpu")))
     missing = [row for row in rows if row not in done]
-    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    # Leaving the block ends the workers at once, also on Ctrl-C: a run goes on from its last step.
+    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         seeds = sorted({seed for _, _, seed in missing})
-        list(pool.map(start, seeds, [options] * len(seeds)))
-        for future in as_completed([pool.submit(measured, *row, options) for row in missing]):
-            try:
-                row, took = future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        pool.starmap(start, [(seed, options) for seed in seeds], chunksize=1)
+        for row, took in pool.imap_unordered(functools.partial(measured, options), missing):
             content["rows"].append(row)
             save(content)
             label = f"{row['method']} {row['density']:g} seed {row['seed']}"
@@ -248,9 +246,10 @@ def main() -> None:
 
 
 def measured(
-    name: str, density: float, seed: int, options: argparse.Namespace
+    options: argparse.Namespace, planned_row: tuple[str, float, int]
 ) -> tuple[dict[str, Any], float]:
     """The row, and the seconds that it took just now."""
+    name, density, seed = planned_row
     started = time.monotonic()
     weights, dense_seconds = start(seed, options)
     given = {**options_of(name), "weights": str(weights), "dense_epochs": 0, "target_density": density}
