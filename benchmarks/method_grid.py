@@ -66,6 +66,7 @@ ITERATIVE: dict[str, Any] = {
     "splicing": False,
 }
 ONE_SHOT: dict[str, Any] = {
+    "prune_lr": 0.01,  # pruned at once, the network does not survive the rate of the others
     "lr_schedule": "cosine",
     "rounds": 1,
     "epochs": 1,

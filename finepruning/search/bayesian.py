@@ -19,6 +19,12 @@ MAX_GLOBAL_DIMENSIONS = 24
 MAX_JOINT_POINTS = 4
 """Proposals of a batch are optimized jointly up to this number."""
 
+_DIGITS = 3
+"""Decimals that the Gaussian process sees: below them is float noise, which proposals would amplify."""
+
+_LOWEST_LOSS = 1e-3
+"""Losses below are equal: their logarithms would be far from all others and tell nothing."""
+
 _CANDIDATES = 1024
 _FIRST_LENGTH, _SHORTEST, _LONGEST = 0.4, 0.02, 1.0
 _SUCCESSES_TO_GROW, _FAILURES_TO_SHRINK = 2, 3
@@ -80,8 +86,8 @@ class BayesianSearch:
 
     def _target(self, trial: Trial) -> float:
         if self._space.name == "paper":
-            return trial.objective
-        return math.log(max(trial.objective, 1e-6))
+            return round(trial.objective, _DIGITS)
+        return round(math.log(max(trial.objective, _LOWEST_LOSS)), _DIGITS)
 
     def _model(self, X: Tensor, Y: Tensor):  # type: ignore[no-untyped-def]
         from botorch.models import SingleTaskGP

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,3 +64,14 @@ def test_a_search_stopped_within_a_batch_goes_on_with_the_same_proposals() -> No
     whole = searched(where, 9, 3)
     for done in (1, 4, 6, 7):
         assert searched(where, 9, 3, whole[:done]) == whole
+
+
+@pytest.mark.parametrize("layers", [4, 26])
+@pytest.mark.parametrize("name", ["budget", "paper"])
+def test_float_noise_of_the_losses_does_not_reach_the_proposals(layers: int, name: str) -> None:
+    where = space(layers, name)
+    history = searched(where, BayesianSearch(where, 0).starts + 2, 2)
+    noisy = [
+        replace(trial, objective=trial.objective * (1 + (-1) ** trial.index * 2e-6)) for trial in history
+    ]
+    assert BayesianSearch(where, 0).propose(noisy, 3) == BayesianSearch(where, 0).propose(history, 3)
