@@ -82,14 +82,16 @@ class ConvStep final : public NativeStep {
   // first-level cache, and at least the longest row.
   int64_t expanded_floats() const {
     if (packed_->value_type == ValueType::kFloat32) return 0;
-    return (std::max<int64_t>(packed_->longest, kExpandedFloats) + kLanes - 1) / kLanes * kLanes;
+    return (expanded_room() + kReadAhead + kLanes - 1) / kLanes * kLanes;
   }
+
+  int64_t expanded_room() const { return std::max<int64_t>(packed_->longest, kExpandedFloats); }
 
   // The tile kernel over some rows at a time, whose values are expanded to float32 just before.
   void run_halves(const PackedConv::Rows& rows, float* values, TileArgs args) const {
     const PackedConv& p = *packed_;
     const Expand expand = p.isa->expand[static_cast<int>(p.value_type)];
-    const int64_t room = expanded_floats();
+    const int64_t room = expanded_room();
     const uint16_t* half = rows.half;
     args.value = values;
     for (int row = 0; row < rows.rows; row += args.rows) {

@@ -12,6 +12,8 @@ inline constexpr int kVectorBytes = kLanes * 4;
 // Packed offsets count units of 8 bytes: x86 addressing scales an index by 8 for free.
 inline constexpr int kOffsetUnit = 8;
 inline constexpr int kMaxTile = 28;
+// Offsets and values are read so many at a time, beyond the last nonzero of a row too.
+inline constexpr int kReadAhead = 8;
 
 // How weights are stored; all arithmetic is in float32.
 enum class ValueType : int { kFloat32, kBfloat16, kFloat16 };
@@ -21,8 +23,8 @@ inline int value_bytes(ValueType type) { return type == ValueType::kFloat32 ? 4 
 // One block of input channels times a range of output channels, for one tile of output positions.
 struct TileArgs {
   const char* input;         // packed block, 64-byte aligned
-  const uint16_t* offset;    // per nonzero: position in `input` in units of 8 bytes
-  const float* value;        // per nonzero
+  const uint16_t* offset;    // per nonzero: position in `input` in units of 8 bytes; kReadAhead more follow
+  const float* value;        // per nonzero; kReadAhead more follow
   const uint32_t* order;     // [rows] output channel of every row, relative to `output` and `partial`
   const uint32_t* count;     // [rows] nonzeros of every row; the rows' nonzeros follow each other
   const float* bias;         // [channel] or null; used by the first block

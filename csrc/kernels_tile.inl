@@ -1,7 +1,9 @@
 // Sparse times packed input over a register tile: the inner loop of every convolution and of fully
 // connected layers over many images. A tile is ROWS x COLUMNS vectors of 16 lanes; every nonzero costs one
-// broadcast and one aligned fused multiply-add per vector. UNROLL independent sums hide the latency of
-// small tiles.
+// aligned fused multiply-add per vector. UNROLL independent sums hide the latency of small tiles.
+//
+// The multiply-adds alone fill both load ports. Offsets and values are therefore read four at a time, and
+// offsets one turn ahead: an address that is only just being loaded holds up the loads behind it.
 //
 // Rows come sorted by their number of nonzeros. Neighbouring rows then leave the loop after the same number
 // of turns, which the branch predictor learns; in the weight's own order almost every row ends in a
@@ -59,10 +61,72 @@ inline __attribute__((always_inline)) void finish_pooled(const TileArgs& t, cons
     }
 }
 
+constexpr int kTurn = 4;  // nonzeros that are read together
+static_assert(kTurn <= kReadAhead);
+
+// Values of the nonzeros of a turn by one load; each is spread over a vector without another.
+#if defined(__AVX512F__)
+struct TurnValues {
+  __m512 four;
+  explicit TurnValues(const float* value) : four(_mm512_broadcast_f32x4(_mm_loadu_ps(value))) {
+    __asm__("" : "+v"(four));  // the compiler would load each value by itself
+  }
+  template <int I>
+  V at() const {
+    return reinterpret_cast<V>(_mm512_permute_ps(four, I * 0x55));
+  }
+};
+#elif defined(__AVX2__)
+struct TurnValues {
+  __m256 four;
+  explicit TurnValues(const float* value)
+      : four(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(value))) {
+    __asm__("" : "+x"(four));
+  }
+  template <int I>
+  V at() const {
+    return reinterpret_cast<V>(_mm256_permute_ps(four, I * 0x55));
+  }
+};
+#else
+struct TurnValues {
+  const float* four;
+  explicit TurnValues(const float* value) : four(value) {}
+  template <int I>
+  V at() const {
+    return splat(four[I]);
+  }
+};
+#endif
+
+// Offsets of the nonzeros of a turn, by one load where instructions to take them apart are cheaper than
+// loads.
+#if defined(__AVX2__)
+struct TurnOffsets {
+  uint64_t four;
+  explicit TurnOffsets(const uint16_t* offset) {
+    memcpy(&four, offset, sizeof four);
+    __asm__("" : "+r"(four));  // now, not where it is used
+  }
+  template <int I>
+  const char* in(const char* input) const {
+    return input + ((four >> (16 * I)) & 0xffff) * kOffsetUnit;
+  }
+};
+#else
+struct TurnOffsets {
+  const uint16_t* four;
+  explicit TurnOffsets(const uint16_t* offset) : four(offset) {}
+  template <int I>
+  const char* in(const char* input) const {
+    return input + static_cast<size_t>(four[I]) * kOffsetUnit;
+  }
+};
+#endif
+
 // One nonzero times its tile of inputs.
 template <int ROWS, int COLUMNS>
-inline __attribute__((always_inline)) void add_nonzero(V* sum, const char* p, ptrdiff_t row, float value) {
-  const V w = splat(value);
+inline __attribute__((always_inline)) void add_nonzero(V* sum, const char* p, ptrdiff_t row, V w) {
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r, p += row) {
     // Keeps p in one register, with constant displacements: the compiler would otherwise hoist a pointer for
@@ -71,6 +135,37 @@ inline __attribute__((always_inline)) void add_nonzero(V* sum, const char* p, pt
 #pragma GCC unroll 32
     for (int c = 0; c < COLUMNS; ++c) sum[r * COLUMNS + c] += w * load(p + c * kVectorBytes);
   }
+}
+
+// The nonzeros of one row times their inputs, added to UNROLL sets of sums.
+template <int ROWS, int COLUMNS, int UNROLL>
+inline __attribute__((always_inline)) void add_row(V (*sum)[ROWS * COLUMNS], const char* input, ptrdiff_t row,
+                                                   const uint16_t* offset, const float* value,
+                                                   uint32_t count) {
+  TurnOffsets at(offset);
+  const auto turn = [&](uint32_t e, int set) __attribute__((always_inline)) {
+    const TurnOffsets next(offset + e + kTurn);
+    const TurnValues w(value + e);
+    add_nonzero<ROWS, COLUMNS>(sum[set % UNROLL], at.template in<0>(input), row, w.template at<0>());
+    add_nonzero<ROWS, COLUMNS>(sum[(set + 1) % UNROLL], at.template in<1>(input), row, w.template at<1>());
+    add_nonzero<ROWS, COLUMNS>(sum[(set + 2) % UNROLL], at.template in<2>(input), row, w.template at<2>());
+    add_nonzero<ROWS, COLUMNS>(sum[(set + 3) % UNROLL], at.template in<3>(input), row, w.template at<3>());
+    at = next;
+  };
+  uint32_t e = 0;
+  if (UNROLL > kTurn)
+    for (; e + 2 * kTurn <= count; e += 2 * kTurn) {
+      turn(e, 0);
+      turn(e + kTurn, kTurn);
+    }
+  for (; e + kTurn <= count; e += kTurn) turn(e, 0);
+  if (e == count) return;
+  const TurnValues w(value + e);
+  add_nonzero<ROWS, COLUMNS>(sum[0], at.template in<0>(input), row, w.template at<0>());
+  if (e + 1 == count) return;
+  add_nonzero<ROWS, COLUMNS>(sum[1 % UNROLL], at.template in<1>(input), row, w.template at<1>());
+  if (e + 2 == count) return;
+  add_nonzero<ROWS, COLUMNS>(sum[2 % UNROLL], at.template in<2>(input), row, w.template at<2>());
 }
 
 template <int ROWS, int COLUMNS>
@@ -103,21 +198,11 @@ void run_tile(const TileArgs& t) {
       for (int u = 1; u < UNROLL; ++u)
 #pragma GCC unroll 32
         for (int v = 0; v < P; ++v) sum[u][v] = V{};
-      uint32_t e = 0;
-      for (; e + UNROLL <= count; e += UNROLL)
+      add_row<ROWS, COLUMNS, UNROLL>(sum, input, row, offset, value, count);
 #pragma GCC unroll 8
-        for (int u = 0; u < UNROLL; ++u)
-          add_nonzero<ROWS, COLUMNS>(sum[u], input + static_cast<size_t>(offset[e + u]) * kOffsetUnit, row,
-                                     value[e + u]);
-      if (UNROLL > 1) {
-        for (; e < count; ++e)
-          add_nonzero<ROWS, COLUMNS>(sum[0], input + static_cast<size_t>(offset[e]) * kOffsetUnit, row,
-                                     value[e]);
-#pragma GCC unroll 8
-        for (int u = 1; u < UNROLL; ++u)
+      for (int u = 1; u < UNROLL; ++u)
 #pragma GCC unroll 32
-          for (int v = 0; v < P; ++v) sum[0][v] += sum[u][v];
-      }
+        for (int v = 0; v < P; ++v) sum[0][v] += sum[u][v];
       if (ROWS % 2 == 0 && COLUMNS % 2 == 0 && t.last && t.pooled) {
         finish_pooled<ROWS, COLUMNS>(t, sum[0], out + h * VL);
       } else if (whole) {

@@ -284,14 +284,15 @@ void PackedConv::pack(const CsrView& csr) {
     place[column] = static_cast<uint16_t>(vectors * (kVectorBytes / kOffsetUnit));
   }
   segment_count_ = std::clamp<int64_t>(group_outputs / kSegmentRows, 1, kMaxSegments);
-  offset.resize(static_cast<size_t>(nonzeros));
+  const auto room = static_cast<size_t>(nonzeros + kReadAhead);
+  offset.resize(room);
   value_type = csr.type;
   const auto* floats = static_cast<const float*>(csr.value);
   const auto* halves = static_cast<const uint16_t*>(csr.value);
   if (value_type == ValueType::kFloat32)
-    value.resize(static_cast<size_t>(nonzeros));
+    value.resize(room);
   else
-    half.resize(static_cast<size_t>(nonzeros));
+    half.resize(room);
   order.reserve(static_cast<size_t>(shape.out_channels * blocks_a_group));
   count.reserve(order.capacity());
   std::vector<std::vector<uint32_t>> rows_of(static_cast<size_t>(segment_count_));

@@ -109,7 +109,8 @@ def test_a_model_in_16_bits_takes_and_returns_float32_and_packs_two_bytes_a_valu
         for step, other in zip(narrow.plan(batch), wide.plan(batch), strict=True):
             assert step.kernel == other.kernel
             if step.nnz is not None:
-                assert step.bytes - 4 * step.nnz == other.bytes - 6 * other.nnz
+                # Tile kernels read up to eight values beyond the last nonzero.
+                assert other.bytes - 6 * other.nnz - (step.bytes - 4 * step.nnz) in (0, 2 * 8)
 
 
 @pytest.mark.parametrize(
