@@ -112,20 +112,7 @@ class ConvStep final : public NativeStep {
 
   // Output channels are split between threads when there are too few tiles; every part packs its input anew.
   int64_t parts(int threads) const {
-    const int64_t base = base_items();
-    if (base >= 4 * threads) return 1;
-    const double copy = packed_->copy_share;
-    int64_t best = 1;
-    double best_time = 0;
-    for (int64_t n = 1; n <= std::min<int64_t>(packed_->segment_count(), 4 * threads); ++n) {
-      const double turns = static_cast<double>((base * n + threads - 1) / threads);
-      const double time = turns * (copy + (1.0 - copy) / static_cast<double>(n));
-      if (n == 1 || time < best_time * 0.97) {
-        best = n;
-        best_time = time;
-      }
-    }
-    return best;
+    return PackedConv::split(base_items(), threads, packed_->copy_share, packed_->segment_count()).parts;
   }
 
   // Fills in where the tile's result goes; returns its offset in the output.

@@ -74,6 +74,11 @@ Mapping mapping_of(const std::string& name) {
   throw std::invalid_argument("unknown mapping " + name);
 }
 
+int thread_count(int threads) {
+  if (threads < 1 || threads > 4096) throw std::invalid_argument("threads must lie in [1, 4096]");
+  return threads;
+}
+
 using Pair = std::pair<int64_t, int64_t>;
 
 ConvShape shape_of(int64_t channels, Pair size, int64_t outputs, Pair kernel, Pair stride, Pair padding,
@@ -88,13 +93,14 @@ std::shared_ptr<PackedConv> make_packed(const py::array& value, const Array<int3
                                         int64_t outputs, Pair kernel, Pair stride, Pair padding,
                                         Pair dilation, int64_t groups, const std::string& mapping,
                                         int64_t matrix_blocks, bool pooled, const std::pair<int, int>& tile,
-                                        int64_t block_units, const std::string& values) {
+                                        int64_t block_units, const std::string& values, int threads) {
+  thread_count(threads);
   const ConvShape shape = shape_of(channels, size, outputs, kernel, stride, padding, dilation, groups);
   const CsrView csr = view(value, column, rowptr, values);
   py::gil_scoped_release release;
-  if (mapping == "planar" && !pooled) return PackedConv::planar(shape, csr, select_isa());
+  if (mapping == "planar" && !pooled) return PackedConv::planar(shape, csr, select_isa(), threads);
   return std::make_shared<PackedConv>(shape, csr, mapping_of(mapping), select_isa(), matrix_blocks, pooled,
-                                      PackedConv::Choice{tile.first, tile.second, block_units});
+                                      threads, PackedConv::Choice{tile.first, tile.second, block_units});
 }
 
 double modelled_cycles(const py::array& value, const Array<int32_t>& column, const Array<int32_t>& rowptr,
@@ -137,11 +143,6 @@ py::list kernels() {
   return rows;
 }
 
-int thread_count(int threads) {
-  if (threads < 1 || threads > 4096) throw std::invalid_argument("threads must lie in [1, 4096]");
-  return threads;
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -153,7 +154,7 @@ PYBIND11_MODULE(_core, m) {
            py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("mapping"),
            py::arg("matrix_blocks") = 1, py::arg("pooled") = false,
            py::arg("tile") = std::pair<int, int>(0, 0), py::arg("block_units") = 0,
-           py::arg("values") = "float32")
+           py::arg("values") = "float32", py::arg("threads") = 1)
       .def_property_readonly("kernel", &kernel_name)
       .def_property_readonly("nbytes", &PackedConv::bytes)
       .def_property_readonly("cost", [](const PackedConv& p) { return p.cost; })

@@ -42,8 +42,8 @@ void check(const ConvShape& s, const CsrView& csr) {
 }  // namespace
 
 PackedConv::PackedConv(const ConvShape& conv, const CsrView& csr, Mapping map, const Isa& table,
-                       int64_t matrix_blocks, bool pool, const Choice& wanted)
-    : PackedConv(conv, map, table) {
+                       int64_t matrix_blocks, bool pool, int threads, const Choice& wanted)
+    : PackedConv(conv, map, table, threads) {
   matrix_blocks_ = matrix_blocks;
   pooled = pool;
   check(shape, csr);
@@ -53,13 +53,14 @@ PackedConv::PackedConv(const ConvShape& conv, const CsrView& csr, Mapping map, c
   pack(csr);
 }
 
-std::shared_ptr<PackedConv> PackedConv::planar(const ConvShape& conv, const CsrView& csr, const Isa& table) {
+std::shared_ptr<PackedConv> PackedConv::planar(const ConvShape& conv, const CsrView& csr, const Isa& table,
+                                               int threads) {
   check(conv, csr);
-  std::shared_ptr<PackedConv> rows(new PackedConv(conv, Mapping::kRows, table));
-  std::shared_ptr<PackedConv> flat(new PackedConv(conv, Mapping::kFlat, table));
+  std::shared_ptr<PackedConv> rows(new PackedConv(conv, Mapping::kRows, table, threads));
+  std::shared_ptr<PackedConv> flat(new PackedConv(conv, Mapping::kFlat, table, threads));
   rows->lay_out(csr, {});
   flat->lay_out(csr, {});
-  auto& best = rows->cost < flat->cost ? rows : flat;
+  auto& best = rows->time_ < flat->time_ ? rows : flat;
   best->pack(csr);
   return best;
 }
@@ -69,11 +70,26 @@ double PackedConv::modelled(const ConvShape& conv, const CsrView& csr, bool plan
   double least = std::numeric_limits<double>::infinity();
   for (Mapping map : {Mapping::kLanes, Mapping::kRows, Mapping::kFlat}) {
     if ((map == Mapping::kLanes) == planar) continue;
-    PackedConv packed(conv, map, table);
+    PackedConv packed(conv, map, table, 1);
     packed.lay_out(csr, {});
     least = std::min(least, packed.cost);
   }
   return least;
+}
+
+PackedConv::Split PackedConv::split(int64_t items, int threads, double copy, int64_t most) {
+  Split best{1, static_cast<double>(ceil_div(items, threads))};
+  if (items >= 4 * threads) return best;
+  for (int64_t parts = 2; parts <= std::min<int64_t>(most, 4 * threads); ++parts) {
+    const double turns = static_cast<double>(ceil_div(items * parts, threads));
+    const double time = turns * (copy + (1.0 - copy) / static_cast<double>(parts));
+    if (time < best.time * 0.97) best = {parts, time};
+  }
+  return best;
+}
+
+int64_t PackedConv::segments_wanted() const {
+  return std::clamp<int64_t>(group_outputs / kSegmentRows, 1, kMaxSegments);
 }
 
 void PackedConv::lay_out(const CsrView& csr, const Choice& wanted) {
@@ -90,6 +106,7 @@ void PackedConv::lay_out(const CsrView& csr, const Choice& wanted) {
   unit_columns = layout.unit_columns;
   block_units_ = layout.block_units;
   cost = layout.cost;
+  time_ = layout.time;
   copy_share = layout.copy_share;
   const int64_t oh = out_height(), ow = out_width();
   switch (mapping) {
@@ -171,9 +188,11 @@ double PackedConv::packing_cycles(int tile_columns, double map_bytes) const {
     case Mapping::kFlat: {
       if (shape.kernel_h * shape.kernel_w == 1 && shape.stride_w == 1 && shape.pad_w == 0)
         return 3.0 + far / std::min(tile_columns, 4);
-      // Row after row: each begins somewhere in a vector.
+      // Row after row: each begins somewhere in a vector. Small maps in one tile are copied row by row.
       const double run = static_cast<double>(std::min<int64_t>(shape.out_width(), kLanes));
-      return (shape.out_width() <= kLanes && shape.stride_w == 1 ? 6.0 : 25.0) * kLanes / run;
+      const bool narrow = shape.out_width() <= kLanes && shape.stride_w == 1 && shape.stride_h == 1 &&
+                          shape.out_height() * shape.out_width() <= tile_columns * int64_t{kLanes};
+      return (narrow ? 6.0 : 25.0) * kLanes / run;
     }
     case Mapping::kMatrix:
       return 2.0;
@@ -188,9 +207,9 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wan
   const double rows = static_cast<double>(group_outputs);
   const double row_nonzeros = static_cast<double>(csr.nonzeros) / static_cast<double>(shape.out_channels);
   const double parts = static_cast<double>(kLanes) / isa->vector_floats;
-  Layout best{0, 0, 0, 0, 0, nullptr, 0, 0};
+  Layout best{0, 0, 0, 0, 0, nullptr, 0, 0, 0};
   auto consider = [&](const TileEntry& tile, int tile_h, int tile_w) {
-    Layout l{tile_h, tile_w, tile_h, tile_w, 1, tile.run, 0, 0};
+    Layout l{tile_h, tile_w, tile_h, tile_w, 1, tile.run, 0, 0, 0};
     double tiles = 0;
     switch (mapping) {
       case Mapping::kLanes:
@@ -239,7 +258,12 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wan
       const TileCycles cycles = tile_cycles(work);
       l.cost = tiles * static_cast<double>(shape.groups) * cycles.total;
       l.copy_share = cycles.packing / cycles.total;
-      if (best.kernel == nullptr || l.cost < best.cost) best = l;
+      l.time = l.cost;
+      if (threads_ > 1 && mapping != Mapping::kMatrix)
+        l.time =
+            cycles.total *
+            split(static_cast<int64_t>(tiles) * shape.groups, threads_, l.copy_share, segments_wanted()).time;
+      if (best.kernel == nullptr || l.time < best.time) best = l;
     }
   };
   for (int i = 0; i < isa->tile_count; ++i) {
@@ -283,7 +307,7 @@ void PackedConv::pack(const CsrView& csr) {
     const int64_t vectors = (unit % block_units_) * unit_rows * unit_columns + row * unit_columns + col;
     place[column] = static_cast<uint16_t>(vectors * (kVectorBytes / kOffsetUnit));
   }
-  segment_count_ = std::clamp<int64_t>(group_outputs / kSegmentRows, 1, kMaxSegments);
+  segment_count_ = segments_wanted();
   const auto room = static_cast<size_t>(nonzeros + kReadAhead);
   offset.resize(room);
   value_type = csr.type;

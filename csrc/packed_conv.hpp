@@ -46,15 +46,24 @@ class PackedConv {
   };
   // matrix_blocks: blocks of 16 rows that share one reading of the weights under kMatrix (at most 4 do).
   // pooled: the output is max-pooled over 2x2 windows, under kLanes.
-  // Throws std::invalid_argument when the shape cannot be expressed or the CSR does not fit it.
+  // threads: that share one image (16 under kLanes); the tile is chosen so that they can. Any number may run
+  // it. Throws std::invalid_argument when the shape cannot be expressed or the CSR does not fit it.
   PackedConv(const ConvShape& shape, const CsrView& csr, Mapping mapping, const Isa& isa,
-             int64_t matrix_blocks, bool pooled, const Choice& wanted);
+             int64_t matrix_blocks, bool pooled, int threads, const Choice& wanted);
   // For images one by one: kRows or kFlat, whichever the cost model prefers.
-  static std::shared_ptr<PackedConv> planar(const ConvShape& shape, const CsrView& csr, const Isa& isa);
+  static std::shared_ptr<PackedConv> planar(const ConvShape& shape, const CsrView& csr, const Isa& isa,
+                                            int threads);
   // `cost` of what planar(), or the constructor with kLanes, would make, without making it.
   static double modelled(const ConvShape& shape, const CsrView& csr, bool planar, const Isa& isa);
 
   int64_t tiles() const { return tiles_y * tiles_x; }
+  // How threads share `items` tiles: each is cut into `parts` of its output channels, of at most `most`, and
+  // the last thread ends after `time` tiles. Every part packs the input anew, `copy` of a tile's time.
+  struct Split {
+    int64_t parts;
+    double time;
+  };
+  static Split split(int64_t items, int threads, double copy, int64_t most);
   // Of the output map; where it is pooled, without an odd last row or column.
   int64_t out_height() const { return pooled ? shape.out_height() / 2 * 2 : shape.out_height(); }
   int64_t out_width() const { return pooled ? shape.out_width() / 2 * 2 : shape.out_width(); }
@@ -114,17 +123,21 @@ class PackedConv {
     int rows, columns, unit_rows, unit_columns, block_units;
     TileKernel kernel;
     double cost, copy_share;
+    double time;  // of the last of `threads_`, in cycles
   };
   // Decides the tile; pack() must follow.
-  PackedConv(const ConvShape& shape, Mapping mapping, const Isa& isa)
-      : shape(shape), mapping(mapping), isa(&isa) {}
+  PackedConv(const ConvShape& shape, Mapping mapping, const Isa& isa, int threads)
+      : shape(shape), mapping(mapping), isa(&isa), threads_(threads) {}
   void lay_out(const CsrView& csr, const Choice& wanted);
   void make_units(const CsrView& csr);
   Layout best_layout(const CsrView& csr, const Choice& wanted) const;
   double packing_cycles(int tile_columns, double map_bytes) const;
   void pack(const CsrView& csr);
+  int64_t segments_wanted() const;
   void assign_segments(const int32_t* rowptr, std::vector<std::vector<uint32_t>>* rows_of) const;
 
+  int threads_;
+  double time_ = 0;
   int64_t matrix_blocks_ = 1;
   int64_t units_a_group_ = 0, segment_count_ = 1;
   int block_units_ = 0;

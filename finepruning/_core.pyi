@@ -18,8 +18,9 @@ class PackedConv:
     "planar" (rows or flat, whichever the cost model prefers). ``matrix_blocks``: blocks of 16 rows that share
     one reading of the weights under "matrix". ``pooled``: the output is max-pooled over 2x2 windows (only
     "lanes"). ``tile`` (rows, columns in vectors) and ``block_units`` force what the cost model would choose;
-    zeros leave it the choice. ``values``: "float32", "bfloat16" or "float16", the latter two as their
-    bits in an array of uint16; they are kept in 16 bits."""
+    zeros leave it the choice. ``threads``: that share an image (or 16 images in lanes), which the choice
+    heeds; any number may run the result. ``values``: "float32", "bfloat16" or "float16", the latter two as
+    their bits in an array of uint16; they are kept in 16 bits."""
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class PackedConv:
         tile: tuple[int, int] = (0, 0),
         block_units: int = 0,
         values: str = "float32",
+        threads: int = 1,
     ) -> None: ...
     @property
     def kernel(self) -> str: ...

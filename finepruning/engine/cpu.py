@@ -33,7 +33,7 @@ class CpuExecutor:
         chunk = None
         if replan is not None and chosen.steps:
             chunk = with_dense_weights(with_sparse_weights(replan(chosen.images)), dense)
-        lowering = Lowering(plan, chosen.steps, chunk, why_dense=dense)
+        lowering = Lowering(plan, chosen.steps, chunk, why_dense=dense, threads=threads)
         self._reports = lowering.reports
         self._runner = Runner(plan, lowering)
         self._input = plan.values[plan.input]

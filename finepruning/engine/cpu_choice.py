@@ -136,20 +136,20 @@ def _seconds(table: TimingTable, plan: Plan, step: Step, place: Place, threads: 
     with _measuring:
         sparse, dense = table.get(f"sparse {key}"), table.get(f"dense {key}")
         if sparse is None or dense is None:
-            sparse, dense = measure(plan, step, place)
+            sparse, dense = measure(plan, step, place, threads)
             table.put(f"sparse {key}", sparse)
             table.put(f"dense {key}", dense)
     return sparse, dense
 
 
-def measure(plan: Plan, step: Step, place: Place) -> tuple[float, float]:
+def measure(plan: Plan, step: Step, place: Place, threads: int) -> tuple[float, float]:
     """Seconds of one step by a sparse kernel and by PyTorch, each with what it costs its neighbours."""
     whole = _alone(plan, step, plan.batch)
     turns = plan.batch // place.chunk if place.chunk else 1
     sparse_plan = _alone(plan, step, place.chunk) if place.chunk else whole
     dense_plan = with_dense_weights(whole, {step.name})
     times: tuple[dict[str, list[float]], ...] = (defaultdict(list), defaultdict(list))
-    runners = [Runner(p, Lowering(p)) for p in (sparse_plan, dense_plan)]
+    runners = [Runner(p, Lowering(p, threads=threads)) for p in (sparse_plan, dense_plan)]
     inputs = [torch.randn(p.values[p.input].shape) for p in (sparse_plan, dense_plan)]
     start = time.perf_counter()
     for run in range(1 + RUNS):

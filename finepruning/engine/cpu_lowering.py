@@ -28,13 +28,16 @@ class Lowering(MapLowering):
         looped: int = 0,
         chunk: Plan | None = None,
         why_dense: Mapping[str, str] | None = None,
+        threads: int = 1,
     ) -> None:
         """``chunk`` is the plan for the images of one chunk, of which the first ``looped`` steps are taken.
 
         See `finepruning.engine.cpu_schedule`. ``why_dense``: reasons, by names of steps.
+        ``threads``: that will most likely run it, for the choice of tiles.
         """
         super().__init__(plan)
         self._why_dense = why_dense or {}
+        self._threads = threads
         if chunk is not None:
             self._loop(looped, chunk)
         for step in plan.steps[looped if chunk is not None else 0 :]:
@@ -110,8 +113,14 @@ class Lowering(MapLowering):
             return False
         layout = LANED if shape[0] >= LANE_BATCH and not self.looping else PLANAR
         pool = self._pool_of(step) if layout == LANED else None
-        packed = packed_conv(weight, mapping=layout, pooled=pool is not None, **geometry(step, shape))
         images = lane_blocks(shape[0]) if layout == LANED else shape[0]
+        packed = packed_conv(
+            weight,
+            mapping=layout,
+            pooled=pool is not None,
+            threads=max(1, self._threads // images),
+            **geometry(step, shape),
+        )
         self._emit_conv(step, layout, packed, images, pool)
         self._report(step, packed.kernel, packed.nbytes)
         return True

@@ -44,6 +44,7 @@ def packed(**changes: Any) -> _core.PackedConv:
         {"padding": (-1, 0)},
         {"kernel": (7, 7)},
         {"mapping": "diagonal"},
+        {"threads": 0},
     ],
     ids=str,
 )
@@ -132,3 +133,34 @@ def test_a_context_of_another_program_is_refused() -> None:
     nothing = np.zeros(0, np.float32)
     with pytest.raises(ValueError, match="context"):
         large.run(small.acquire(1), 0, 1, nothing, nothing)
+
+
+@pytest.mark.parametrize("mapping", ["planar", "lanes"])
+def test_tiles_chosen_for_threads_give_the_same_result(mapping: str) -> None:
+    """14x14 positions: with one tile every thread would pack all the input for its part of the outputs."""
+    random = np.random.default_rng(0)
+    row, column = np.nonzero(random.random((256, 1024)) < 0.05)
+    weights = {
+        "value": random.standard_normal(len(column)).astype(np.float32),
+        "column": column.astype(np.int32),
+        "rowptr": np.searchsorted(row, np.arange(257)).astype(np.int32),
+    }
+    shape = {"channels": 1024, "size": (14, 14), "outputs": 256, "kernel": (1, 1), "padding": (0, 0)}
+    images = 16 if mapping == "lanes" else 1
+    x = random.standard_normal(images * 1024 * 196).astype(np.float32)
+    found, tiles = [], set()
+    for threads in (1, 2, 3, 8):
+        conv = packed(**weights, **shape, mapping=mapping, threads=threads)
+        program = _core.Program(x.size + images * 256 * 196)
+        source = program.buffer("arena", 0, x.size)
+        target = program.buffer("arena", x.size, images * 256 * 196)
+        program.conv(source, target, conv, images=1)
+        context = program.acquire(threads)
+        program.view(context, source)[:] = x
+        program.view(context, target)[:] = np.nan
+        program.run(context, 0, len(program), x, x)
+        found.append(program.view(context, target).copy())
+        tiles.add(conv.tile)
+    assert len(tiles) > 1 or mapping == "lanes"  # whose tiles are many
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-4, atol=1e-4)

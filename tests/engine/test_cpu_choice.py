@@ -104,7 +104,7 @@ def test_measuring_times_both_ways(batch: int, chunk: int) -> None:
     plan, _ = layer(0.5, batch)
     for lanes in (False, True):
         place = Place(lanes, lanes, last=not lanes, chunk=chunk if batch > 1 else 0, loop_lost=1.0)
-        sparse, dense = measure(plan, plan.steps[0], place)
+        sparse, dense = measure(plan, plan.steps[0], place, 2)
         assert sparse > 0
         assert dense > 1.0  # what the loop would lose counts against it
 
