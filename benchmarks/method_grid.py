@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import os
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -239,22 +240,34 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         seeds = sorted({seed for _, _, seed in missing})
         pool.starmap(start, [(seed, options) for seed in seeds], chunksize=1)
+        failed = 0
         for row, took in pool.imap_unordered(functools.partial(measured, options), missing):
+            if isinstance(row, str):
+                failed += 1
+                print(row, flush=True)
+                continue
             content["rows"].append(row)
             save(content)
             label = f"{row['method']} {row['density']:g} seed {row['seed']}"
             print(f"{label}: test {row['accuracy']:.4f}, {took:.0f} s", flush=True)
+    if failed:
+        raise SystemExit(
+            f"{failed} rows failed; the errors stand above, and the command tries those rows again"
+        )
 
 
 def measured(
     options: argparse.Namespace, planned_row: tuple[str, float, int]
-) -> tuple[dict[str, Any], float]:
-    """The row, and the seconds that it took just now."""
+) -> tuple[dict[str, Any] | str, float]:
+    """The row, or why there is none, and the seconds that it took just now."""
     name, density, seed = planned_row
     started = time.monotonic()
     weights, dense_seconds = start(seed, options)
     given = {**options_of(name), "weights": str(weights), "dense_epochs": 0, "target_density": density}
-    report = finished(options.work / f"{name}-{density:g}-s{seed}", seed, given, options)
+    try:
+        report = finished(options.work / f"{name}-{density:g}-s{seed}", seed, given, options)
+    except Exception:
+        return f"{name} {density:g} seed {seed} failed:\n{traceback.format_exc()}", time.monotonic() - started
     return row_of(name, density, seed, report, dense_seconds), time.monotonic() - started
 
 

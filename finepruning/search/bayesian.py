@@ -59,6 +59,7 @@ class BayesianSearch:
         return [Proposal(self._space.canonical(x.tolist()), "search") for x in points]
 
     def _best_candidates(self, history: Sequence[Trial], count: int) -> Tensor:
+        from botorch.exceptions.errors import ModelFittingError
         from botorch.fit import fit_gpytorch_mll
         from botorch.optim.optimize import optimize_acqf, optimize_acqf_discrete
         from gpytorch.mlls import ExactMarginalLogLikelihood
@@ -66,7 +67,11 @@ class BayesianSearch:
         X = torch.tensor([trial.x for trial in history], dtype=torch.float64)
         Y = -torch.tensor([[self._target(trial)] for trial in history], dtype=torch.float64)
         model = self._model(X, Y)
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+        try:
+            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+        except ModelFittingError:  # no covariance is positive definite: points too near each other
+            model = self._model(X, Y)
+            model.eval()
         acquisition = self._acquisition(model, X, Y, count)
         if self._space.dimensions <= MAX_GLOBAL_DIMENSIONS:
             bounds = torch.stack([torch.zeros_like(X[0]), torch.ones_like(X[0])])

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from botorch.exceptions.errors import ModelFittingError
 
 from finepruning.search import BayesianSearch, BudgetSpace, PaperSpace, Proposal, Space, Trial, new_trials
 from finepruning.search.batches import batch_at
@@ -75,3 +76,33 @@ def test_float_noise_of_the_losses_does_not_reach_the_proposals(layers: int, nam
         replace(trial, objective=trial.objective * (1 + (-1) ** trial.index * 2e-6)) for trial in history
     ]
     assert BayesianSearch(where, 0).propose(noisy, 3) == BayesianSearch(where, 0).propose(history, 3)
+
+
+@pytest.mark.parametrize("layers", [4, 26])
+@pytest.mark.parametrize("name", ["budget", "paper"])
+@pytest.mark.parametrize("value", [0.0, 0.95238096])
+def test_a_search_goes_on_where_all_trials_are_alike(layers: int, name: str, value: float) -> None:
+    """Nothing tells the candidates of a network that answers the same for every image apart."""
+    where = space(layers, name)
+    history: list[Trial] = []
+    while len(history) < 10:
+        trial = judge(BayesianSearch(where, 0).propose(history, 1)[0], len(history))
+        history.append(replace(trial, objective=value, loss=value))
+    assert all(0 <= coordinate <= 1 for trial in history for coordinate in trial.x)
+
+
+@pytest.mark.parametrize("layers", [4, 26])
+@pytest.mark.parametrize("name", ["budget", "paper"])
+def test_a_search_goes_on_where_no_model_fits(
+    layers: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BoTorch gives up, for instance, on points that nearly coincide."""
+
+    def fail(_: object) -> None:
+        raise ModelFittingError("All attempts to fit the model have failed.")
+
+    where = space(layers, name)
+    history = searched(where, 7, 1)
+    monkeypatch.setattr("botorch.fit.fit_gpytorch_mll", fail)
+    proposals = BayesianSearch(where, 0).propose(history, 2)
+    assert len({proposal.x for proposal in proposals} - {trial.x for trial in history}) == 2
