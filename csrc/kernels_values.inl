@@ -9,16 +9,20 @@ inline float from_bits(uint32_t bits) {
 struct Float32 {
   using Stored = float;
   static float one(float v) { return v; }
-#if defined(__AVX512F__)
-  static __m512 some(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
-#elif defined(__AVX2__)
-  static __m256 eight(const float* p) { return _mm256_loadu_ps(p); }
+#if defined(__AVX2__)
+  static __m128 four(const float* p) { return _mm_loadu_ps(p); }
 #endif
 };
 
 struct Bfloat16 {
   using Stored = uint16_t;
   static float one(uint16_t v) { return from_bits(static_cast<uint32_t>(v) << 16); }
+#if defined(__AVX2__)
+  static __m128 four(const uint16_t* p) {
+    const __m128i bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16));
+  }
+#endif
 #if defined(__AVX512F__)
   static __m512 some(const uint16_t* p, __mmask16 mask) {
     return _mm512_castsi512_ps(
@@ -42,6 +46,11 @@ struct Float16 {
     const float x = from_bits(rest + (113u << 23)) - from_bits(113u << 23);
     return sign ? -x : x;
   }
+#if defined(__AVX2__)
+  static __m128 four(const uint16_t* p) {
+    return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
+#endif
 #if defined(__AVX512F__)
   static __m512 some(const uint16_t* p, __mmask16 mask) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
