@@ -129,7 +129,7 @@ def options_of(name: str) -> dict[str, Any]:
     return {**methods(), **ablations()}[name]
 
 
-REPEATED = ("joint", "gradual-global", "gradual-lamp", "gradual-fisher")
+REPEATED = ("joint", "gradual-global", "gradual-lamp", "iterative-global", "gradual-fisher")
 """Methods with all seeds; the others have the first one."""
 
 
