@@ -27,7 +27,7 @@ Context::Context(int64_t arena_floats, int64_t scratch_floats, int threads, size
       floats_(arena_floats + scratch_floats * threads),
       threads_(threads),
       counter_count_(counters),
-      counters_(new std::atomic<int64_t>[counters + 1]) {
+      counters_(new std::atomic<int64_t>[static_cast<size_t>(threads) * (counters + kApart)]) {
   // A tile of a large map touches more pages of 4 KiB than the address cache holds.
   const size_t wanted = static_cast<size_t>(floats_) * 4 + 64;
   const size_t page = wanted >= kHugePage ? kHugePage : 4096;
@@ -37,6 +37,11 @@ Context::Context(int64_t arena_floats, int64_t scratch_floats, int threads, size
 #ifdef MADV_HUGEPAGE
   if (page == kHugePage) madvise(memory_, bytes, MADV_HUGEPAGE);  // only advice: without it all works, slower
 #endif
+}
+
+void Context::reset(size_t counters) {
+  for (int thread = 0; thread < threads_; ++thread)
+    for (size_t c = 0; c < counters; ++c) counter(thread, c).store(0, std::memory_order_relaxed);
 }
 
 Context::~Context() { std::free(memory_); }
@@ -124,7 +129,7 @@ void Program::run(Context& context, size_t first, size_t last, const float* inpu
   require(input_size >= input_needed_, "the input is smaller than the program reads");
   require(output_size >= output_needed_, "the output is smaller than the program writes");
   const Frame frame{&context, input, output};
-  for (size_t c = 0; c < counters(); ++c) context.counter(c).store(0, std::memory_order_relaxed);
+  context.reset(counters());
 #pragma omp parallel num_threads(context.threads())
   {
     size_t counter = 0;
@@ -143,15 +148,22 @@ void Program::run(Context& context, size_t first, size_t last, const float* inpu
 
 void Program::run_steps(const Frame& frame, size_t first, size_t last, size_t counter) const {
   const int threads = frame.context->threads();
-  float* scratch = frame.context->scratch(omp_get_thread_num());
+  const int self = omp_get_thread_num();
+  float* scratch = frame.context->scratch(self);
   for (size_t s = first; s < last; ++s, ++counter) {
     const NativeStep& step = *steps_[s];
     const int64_t items = step.items(threads);
-    std::atomic<int64_t>& taken = frame.context->counter(counter);
-    // Small items are taken several at a time; the counter is shared by all threads.
+    // Small items are taken several at a time. Every thread begins with the same share of the items in every
+    // step, which then mostly reads what this thread's core has written; who is done helps the others.
     const int64_t chunk = std::max<int64_t>(1, items / (threads * int64_t{16}));
-    for (int64_t i; (i = taken.fetch_add(chunk, std::memory_order_relaxed)) < items;)
-      for (int64_t j = i; j < std::min(items, i + chunk); ++j) step.run(j, threads, frame, scratch);
+    for (int helped = 0; helped < threads; ++helped) {
+      const int owner = (self + helped) % threads;
+      const int64_t begin = items * owner / threads, end = items * (owner + 1) / threads;
+      std::atomic<int64_t>& taken = frame.context->counter(owner, counter);
+      if (begin + taken.load(std::memory_order_relaxed) >= end) continue;
+      for (int64_t i; (i = begin + taken.fetch_add(chunk, std::memory_order_relaxed)) < end;)
+        for (int64_t j = i; j < std::min(end, i + chunk); ++j) step.run(j, threads, frame, scratch);
+    }
 #pragma omp barrier
   }
 }

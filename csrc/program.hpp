@@ -44,13 +44,18 @@ class Context {
     return arena_floats_ >= arena_floats && scratch_floats_ >= scratch_floats && counter_count_ >= counters;
   }
   int64_t bytes() const { return floats_ * 4; }
-  // How many pieces of a step have been taken; one for every step and turn.
-  std::atomic<int64_t>& counter(size_t index) { return counters_[index]; }
+  // How many items of a thread's share are taken; one for every step and turn.
+  std::atomic<int64_t>& counter(int thread, size_t index) {
+    return counters_[static_cast<size_t>(thread) * (counter_count_ + kApart) + index];
+  }
+  void reset(size_t counters);
 
  private:
   float* memory_ = nullptr;
   int64_t arena_floats_, scratch_floats_, floats_;
   int threads_;
+  // Unused counters between those of two threads, for cache lines of their own.
+  static constexpr size_t kApart = 16;
   size_t counter_count_;
   std::unique_ptr<std::atomic<int64_t>[]> counters_;
 };
