@@ -9,7 +9,7 @@ benchmarks/results/method_ucmerced.json as they come; the command can be stopped
 continues in the middle of a row when it is given again. ``--jobs N`` measures N rows at a time, each with its
 share of the threads. Dense fine-tuning depends on the seed alone and is done once a seed; its epochs and
 seconds count in each row. ``trials`` holds, for each search, the loss of the
-first trial (global magnitude) and of the best.
+first trial (global magnitude) and of the best, ``objectives`` that of every trial, by round.
 """
 
 from __future__ import annotations
@@ -168,8 +168,20 @@ def finished(out: Path, seed: int, given: dict[str, Any], options: argparse.Name
     return compress(config, resume=resume)
 
 
+def objectives(run: Path) -> list[list[float]]:
+    """What the search minimised, of every trial of every round; empty without a search."""
+    trials = run / "trials.jsonl"
+    if not trials.exists():
+        return []
+    rounds: dict[int, list[float]] = {}
+    for line in trials.read_text().splitlines():
+        trial = json.loads(line)
+        rounds.setdefault(trial["round"], []).append(round(trial["objective"], 5))
+    return list(rounds.values())
+
+
 def row_of(
-    name: str, density: float, seed: int, report: dict[str, Any], dense_seconds: float
+    name: str, density: float, seed: int, report: dict[str, Any], run: Path, dense_seconds: float
 ) -> dict[str, Any]:
     """The raw row of a finished run, the dense fine-tuning that it started from included."""
     return {
@@ -187,6 +199,7 @@ def row_of(
         "threads": report["environment"]["threads"],
         "torch": report["environment"]["packages"]["torch"],
         "trials": [[entry["baseline_loss"], entry["best_loss"]] for entry in report["rounds"]],
+        "objectives": objectives(run),
         "options": options_of(name),
     }
 
@@ -264,11 +277,12 @@ def measured(
     started = time.monotonic()
     weights, dense_seconds = start(seed, options)
     given = {**options_of(name), "weights": str(weights), "dense_epochs": 0, "target_density": density}
+    run = options.work / f"{name}-{density:g}-s{seed}"
     try:
-        report = finished(options.work / f"{name}-{density:g}-s{seed}", seed, given, options)
+        report = finished(run, seed, given, options)
     except Exception:
         return f"{name} {density:g} seed {seed} failed:\n{traceback.format_exc()}", time.monotonic() - started
-    return row_of(name, density, seed, report, dense_seconds), time.monotonic() - started
+    return row_of(name, density, seed, report, run, dense_seconds), time.monotonic() - started
 
 
 if __name__ == "__main__":

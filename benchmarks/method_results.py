@@ -1,6 +1,6 @@
-"""Writes the tables of docs/results.md and its figure from the rows that benchmarks/method_grid.py measured.
+"""Writes the tables of docs/results.md and its figures from the rows that benchmarks/method_grid.py measured.
 
-    python benchmarks/method_results.py            # writes the tables, draws the figure
+    python benchmarks/method_results.py            # writes the tables, draws the figures
     python benchmarks/method_results.py --check    # fails where the tables are not those of the rows
 
 A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; the text around it is written by hand.
@@ -9,6 +9,7 @@ A table stands between ``<!-- NAME -->`` and ``<!-- end -->``; the text around i
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import statistics
@@ -22,6 +23,8 @@ ROOT = Path(__file__).parent.parent
 ROWS = Path(__file__).parent / "results" / "method_ucmerced.json"
 PAGE = ROOT / "docs" / "results.md"
 FIGURE = ROOT / "docs" / "method_ucmerced.svg"
+TRIALS_FIGURE = ROOT / "docs" / "method_trials.svg"
+LOWEST = 60  # percent, in the figure
 SEARCHES = {"joint", "joint-at-once", "random", "paper"}
 Row = dict[str, Any]
 
@@ -145,38 +148,80 @@ def with_tables(page: str, rows: list[Row]) -> str:
     return page
 
 
+def style_of(name: str) -> dict[str, Any]:
+    """Post-hoc recipes: colors tell allocations, dashes schedules; searches are black and strong."""
+    if name in SEARCHES:
+        dashes = {"joint": "-", "joint-at-once": "--", "random": ":"}.get(name, "-.")
+        return {"color": "black", "linestyle": dashes, "linewidth": 2.0, "marker": "o", "markersize": 4}
+    schedule, _, allocation = name.rpartition("-")
+    colors = {"global": "C0", "lamp": "C1", "erk": "C2", "uniform": "C3", "fisher": "C4"}
+    dashes = {"gradual": "-", "iterative": "--", "one-shot": ":"}.get(schedule, "-")
+    return {"color": colors.get(allocation, "C7"), "linestyle": dashes, "linewidth": 1.2, "marker": "."}
+
+
 def draw(rows: list[Row]) -> None:
-    """Test accuracy against density: each method a line, the joint ones strong."""
+    """Test accuracy against density, each method a line; what falls below `LOWEST` leaves the picture."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.6, 4.4), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots()
-    dense = [100 * row["dense_accuracy"] for row in rows]
-    axes.axhline(statistics.mean(dense), color="0.6", linestyle=":", label="dense")
-    for name, densities in sorted(grouped(rows).items()):
+    dense = [100 * row["dense_accuracy"] for row in rows if row["method"] != "dense"]
+    axes.axhline(statistics.mean(dense), color="0.6", linestyle=":", label="dense, before pruning")
+    for name, densities in sorted(grouped(rows).items(), key=lambda item: (item[0] not in SEARCHES, item[0])):
         if "+" in name or name == "dense":
             continue
         points = sorted(
             (d, 100 * statistics.mean(row["accuracy"] for row in found)) for d, found in densities.items()
         )
-        strong = name in SEARCHES
-        axes.plot(
-            *zip(*points, strict=True),
-            marker="o" if strong else ".",
-            linewidth=2 if strong else 1,
-            label=name,
-        )
+        axes.plot(*zip(*points, strict=True), label=name, **style_of(name))
     axes.set_xscale("log")
     ticks = sorted({row["density"] for row in rows if row["density"] < 1}) or [0.1]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
     axes.minorticks_off()
+    axes.set_ylim(LOWEST, 97)
     axes.set_xlabel("density")
     axes.set_ylabel("test accuracy, %")
     axes.set_title("UC Merced, SqueezeNet 1.1, 128 px, equal epochs", fontsize=10)
-    axes.legend(fontsize=8, ncols=2)
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(FIGURE, metadata={"Date": None})
+
+
+def best_so_far(row: Row) -> list[float]:
+    """After each trial, the lowest objective against that of theta = 0, in percent; mean of the rounds."""
+    rounds = [list(itertools.accumulate(values, min)) for values in row["objectives"]]
+    shares = [
+        [100 * (value / values[0] - 1) for value in best]
+        for values, best in zip(row["objectives"], rounds, strict=True)
+    ]
+    return [statistics.mean(values) for values in zip(*shares, strict=True)]
+
+
+def draw_trials(rows: list[Row]) -> None:
+    """The best objective so far against the number of trials: Bayesian optimization and random search."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    table = grouped(row for row in rows if row["method"] in ("joint", "random") and row.get("objectives"))
+    densities = sorted({density for found in table.values() for density in found}, reverse=True)
+    if not densities:
+        return
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    FigureCanvasSVG(figure)
+    panels = figure.subplots(1, len(densities), sharey=True, squeeze=False)[0]
+    for axes, density in zip(panels, densities, strict=True):
+        for name, color in (("joint", "C0"), ("random", "C1")):
+            for row in table[name].get(density, []):
+                curve = best_so_far(row)
+                style = {0: "-", 1: "--", 2: ":"}.get(row["seed"], "-.")
+                label = f"{'Bayesian' if name == 'joint' else name}, seed {row['seed']}"
+                axes.plot(range(1, len(curve) + 1), curve, style, color=color, label=label)
+        axes.set_title(f"density {density:g}", fontsize=10)
+        axes.set_xlabel("trials")
+    panels[0].set_ylabel("best loss so far, % of theta = 0")
+    panels[0].legend(fontsize=7)
+    figure.savefig(TRIALS_FIGURE, metadata={"Date": None})
 
 
 def main() -> None:
@@ -194,6 +239,7 @@ def main() -> None:
         return
     PAGE.write_text(updated)
     draw(rows)
+    draw_trials(rows)
 
 
 if __name__ == "__main__":
