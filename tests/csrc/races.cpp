@@ -69,7 +69,7 @@ const PoolArgs kPool{kSide, kSide, kPooled, kPooled, 2, 2, 2, 2, 0, 0, 1, 1, tru
 
 std::shared_ptr<PackedConv> pack(const ConvShape& shape, const Weights& weights, Mapping mapping,
                                  const Isa& isa, int64_t matrix_blocks = 1, bool pooled = false) {
-  return std::make_shared<PackedConv>(shape, weights.view(), mapping, isa, matrix_blocks, pooled,
+  return std::make_shared<PackedConv>(shape, weights.view(), mapping, isa, matrix_blocks, pooled, 2,
                                       PackedConv::Choice{});
 }
 
