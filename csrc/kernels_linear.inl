@@ -1,7 +1,7 @@
 // Fully connected layer for one image: y = W x with x gathered.
 
 #if defined(__AVX2__)
-// x at four columns. Loads that fill a register one by one: the instructions that gather take twice as long.
+// x at four columns. Loads that fill a register one by one: gather instructions take half as long again.
 inline __m128 gather_four(const float* x, const uint16_t* column) {
   uint64_t columns;
   memcpy(&columns, column, sizeof columns);

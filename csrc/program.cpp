@@ -28,6 +28,7 @@ Context::Context(int64_t arena_floats, int64_t scratch_floats, int threads, size
       threads_(threads),
       counter_count_(counters),
       counters_(new std::atomic<int64_t>[static_cast<size_t>(threads) * (counters + kApart)]) {
+  for (int thread = 0; thread < threads; ++thread) reset(thread, counters);
   // A tile of a large map touches more pages of 4 KiB than the address cache holds.
   const size_t wanted = static_cast<size_t>(floats_) * 4 + 64;
   const size_t page = wanted >= kHugePage ? kHugePage : 4096;
@@ -39,9 +40,8 @@ Context::Context(int64_t arena_floats, int64_t scratch_floats, int threads, size
 #endif
 }
 
-void Context::reset(size_t counters) {
-  for (int thread = 0; thread < threads_; ++thread)
-    for (size_t c = 0; c < counters; ++c) counter(thread, c).store(0, std::memory_order_relaxed);
+void Context::reset(int thread, size_t counters) {
+  for (size_t c = 0; c < counters; ++c) counter(thread, c).store(0, std::memory_order_relaxed);
 }
 
 Context::~Context() { std::free(memory_); }
@@ -129,7 +129,6 @@ void Program::run(Context& context, size_t first, size_t last, const float* inpu
   require(input_size >= input_needed_, "the input is smaller than the program reads");
   require(output_size >= output_needed_, "the output is smaller than the program writes");
   const Frame frame{&context, input, output};
-  context.reset(counters());
 #pragma omp parallel num_threads(context.threads())
   {
     size_t counter = 0;
@@ -143,6 +142,9 @@ void Program::run(Context& context, size_t first, size_t last, const float* inpu
         run_steps(turn, s, end, counter);
       s = end;
     }
+    // All are past the last barrier. The team may be smaller than was asked for.
+    for (int thread = omp_get_thread_num(); thread < context.threads(); thread += omp_get_num_threads())
+      context.reset(thread, counter);
   }
 }
 

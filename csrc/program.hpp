@@ -44,11 +44,11 @@ class Context {
     return arena_floats_ >= arena_floats && scratch_floats_ >= scratch_floats && counter_count_ >= counters;
   }
   int64_t bytes() const { return floats_ * 4; }
-  // How many items of a thread's share are taken; one for every step and turn.
+  // How many items of a thread's share are taken; one for every step and turn. Zero between calls.
   std::atomic<int64_t>& counter(int thread, size_t index) {
     return counters_[static_cast<size_t>(thread) * (counter_count_ + kApart) + index];
   }
-  void reset(size_t counters);
+  void reset(int thread, size_t counters);
 
  private:
   float* memory_ = nullptr;
