@@ -54,4 +54,6 @@ void GOMP_barrier() {
 }
 
 int omp_get_thread_num() { return number; }
+
+int omp_get_num_threads() { return team != nullptr ? static_cast<int>(team->size) : 1; }
 }
