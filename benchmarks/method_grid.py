@@ -8,8 +8,9 @@ DATA is the UC Merced folder (train/ and test/), WEIGHTS a SqueezeNet 1.1 trunk.
 benchmarks/results/method_ucmerced.json as they come; the command can be stopped at any moment and
 continues in the middle of a row when it is given again. ``--jobs N`` measures N rows at a time, each with its
 share of the threads. Dense fine-tuning depends on the seed alone and is done once a seed; its epochs and
-seconds count in each row. ``trials`` holds, for each search, the loss of the
-first trial (global magnitude) and of the best, ``objectives`` that of every trial, by round.
+seconds count in each row. ``trials`` holds, for each search, the loss of the first trial (global magnitude)
+and of the best, ``objectives`` that of every trial, by round. A run whose training came to no number is a
+row, too: ``ended`` says how, and there is no accuracy.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import torch
 from finepruning.compress import compress
 from finepruning.config import CompressConfig
 from finepruning.environment import describe_environment
+from finepruning.errors import TrainingError
 
 RESULTS = Path(__file__).parent / "results" / "method_ucmerced.json"
 DENSITIES = (0.10, 0.05, 0.02)
@@ -119,6 +121,8 @@ def ablations() -> dict[str, dict[str, Any]]:
         "batch-32": {"batch_size": 32},
         "theta-1": {"theta_bound": 1.0},
         "adam": {"optimizer": "adam", "prune_lr": 0.0005, "prune_max_grad_norm": 0.0},
+        "wise-ft": {"wise_ft": True},
+        "adversarial-2": {"adversarial_epsilon": 2.0, "adversarial_steps": 3},
     }
     joint = methods()["joint"]
     return {f"joint+{name}": {**joint, **change} for name, change in changes.items()}
@@ -201,6 +205,20 @@ def row_of(
         "trials": [[entry["baseline_loss"], entry["best_loss"]] for entry in report["rounds"]],
         "objectives": objectives(run),
         "options": options_of(name),
+        **{key: report[key] for key in ("robust", "wise_ft_alpha") if report.get(key) is not None},
+    }
+
+
+def row_without_end(name: str, density: float, seed: int, error: TrainingError) -> dict[str, Any]:
+    """The row of a run that training could not finish."""
+    return {
+        "method": name,
+        "density": density,
+        "seed": seed,
+        "accuracy": None,
+        "ended": str(error),
+        "date": time.strftime("%Y-%m-%d"),
+        "options": options_of(name),
     }
 
 
@@ -262,7 +280,8 @@ def main() -> None:
             content["rows"].append(row)
             save(content)
             label = f"{row['method']} {row['density']:g} seed {row['seed']}"
-            print(f"{label}: test {row['accuracy']:.4f}, {took:.0f} s", flush=True)
+            outcome = row["ended"] if "ended" in row else f"test {row['accuracy']:.4f}"
+            print(f"{label}: {outcome}, {took:.0f} s", flush=True)
     if failed:
         raise SystemExit(
             f"{failed} rows failed; the errors stand above, and the command tries those rows again"
@@ -280,6 +299,8 @@ def measured(
     run = options.work / f"{name}-{density:g}-s{seed}"
     try:
         report = finished(run, seed, given, options)
+    except TrainingError as error:
+        return row_without_end(name, density, seed, error), time.monotonic() - started
     except Exception:
         return f"{name} {density:g} seed {seed} failed:\n{traceback.format_exc()}", time.monotonic() - started
     return row_of(name, density, seed, report, run, dense_seconds), time.monotonic() - started

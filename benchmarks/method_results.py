@@ -84,20 +84,23 @@ def ablations_table(rows: list[Row]) -> str:
         same = base.get((row["density"], row["seed"]))
         if name != "joint" or not option or same is None:
             continue
+        before = f"{100 * same['accuracy']:.1f}"
+        if row["accuracy"] is None:
+            lines.append([option, f"{row['density']:g}", "no number", before, "", ""])
+            continue
         points = 100 * (row["accuracy"] - same["accuracy"])
-        figures = [100 * row["accuracy"], 100 * same["accuracy"]]
         losses = f"{row['validation_loss']:.3f} / {same['validation_loss']:.3f}"
         lines.append(
             [
                 option,
                 f"{row['density']:g}",
-                f"{figures[0]:.1f}",
-                f"{figures[1]:.1f}",
+                f"{100 * row['accuracy']:.1f}",
+                before,
                 f"{points:+.1f}",
                 losses,
             ]
         )
-    lines.sort(key=lambda line: (-float(line[1]), -float(line[4])))
+    lines.sort(key=lambda line: (-float(line[1]), -float(line[4] or "-inf")))
     head = [
         "option",
         "density",
@@ -167,7 +170,7 @@ def draw(rows: list[Row]) -> None:
     figure = Figure(figsize=(7.6, 4.4), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots()
-    dense = [100 * row["dense_accuracy"] for row in rows if row["method"] != "dense"]
+    dense = [100 * row["dense_accuracy"] for row in rows if row["method"] != "dense" and "ended" not in row]
     axes.axhline(statistics.mean(dense), color="0.6", linestyle=":", label="dense, before pruning")
     for name, densities in sorted(grouped(rows).items(), key=lambda item: (item[0] not in SEARCHES, item[0])):
         if "+" in name or name == "dense":
