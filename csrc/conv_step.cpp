@@ -124,6 +124,7 @@ class ConvStep final : public NativeStep {
     args->columns_used = p.tile_columns;
     args->tail = kLanes;
     int64_t lanes = 0;
+    int64_t at = (image * outputs + k) * oh * ow + y * ow + x * kLanes;  // of planar maps
     switch (p.mapping) {
       case Mapping::kLanes:
         args->columns_used = static_cast<int>(std::min<int64_t>(p.tile_columns, ow - x));
@@ -136,9 +137,15 @@ class ConvStep final : public NativeStep {
         args->output_row = ow * kLanes;
         return ((image * outputs + k) * oh * ow + y * ow + x) * kLanes;
       case Mapping::kRows:
+        lanes = std::min<int64_t>(p.tile_columns * int64_t{kLanes}, ow - x * kLanes);
+        if (p.pooled) {
+          args->output_channel = oh / 2 * (ow / 2);
+          args->output_row = ow / 2;
+          at = (image * outputs + k) * args->output_channel + y / 2 * (ow / 2) + x * kLanes / 2;
+          break;
+        }
         args->output_channel = oh * ow;
         args->output_row = ow;
-        lanes = std::min<int64_t>(p.tile_columns * int64_t{kLanes}, ow - x * kLanes);
         break;
       case Mapping::kFlat:
         args->output_channel = oh * ow;
@@ -153,7 +160,7 @@ class ConvStep final : public NativeStep {
     }
     args->columns_used = static_cast<int>((lanes + kLanes - 1) / kLanes);
     args->tail = static_cast<int>(lanes - (args->columns_used - 1) * int64_t{kLanes});
-    return (image * outputs + k) * oh * ow + y * ow + x * kLanes;
+    return at;
   }
 
   // The packed input of one block: built in `scratch`, or in place where it already lies that way.

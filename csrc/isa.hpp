@@ -39,7 +39,9 @@ struct TileArgs {
   int rows_used, columns_used, tail;  // what lies inside the map; lanes used of the last column
   float low, high;                    // the result is clamped to [low, high]
   bool first, last;
-  bool pooled;  // the last block writes the maxima of 2x2 vectors; `output` and its strides count those
+  // The last block writes the maxima of 2x2 vectors, or of 2x2 lanes where lanes are neighbours of a row;
+  // `output` and its strides count those.
+  bool pooled;
 };
 using TileKernel = void (*)(const TileArgs&);
 

@@ -61,6 +61,31 @@ inline __attribute__((always_inline)) void finish_pooled(const TileArgs& t, cons
     }
 }
 
+// The same where the lanes of a vector are neighbours of an output row: `tile` holds the sums of all its
+// rows.
+inline void finish_pooled_rows(const TileArgs& t, const float* tile, float* out) {
+  const ptrdiff_t row = static_cast<ptrdiff_t>(t.columns) * kLanes;
+  for (int r = 0; r + 1 < t.rows_used; r += 2, tile += 2 * row, out += t.output_row)
+    for (int c = 0; c < t.columns_used; ++c) {
+      const float* at = tile + c * kLanes;
+      const int windows = (c + 1 < t.columns_used ? kLanes : t.tail) / 2;
+#if defined(__AVX512F__)
+      const V tall = larger(load(at), load(at + row));
+      const V swapped = reinterpret_cast<V>(_mm512_permute_ps(reinterpret_cast<__m512>(tall), 0xb1));
+      const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14);
+      const V result = clamp(larger(tall, swapped), t.low, t.high);
+      _mm512_mask_storeu_ps(out + c * (kLanes / 2), static_cast<__mmask16>((1u << windows) - 1),
+                            _mm512_permutexvar_ps(even, reinterpret_cast<__m512>(result)));
+#else
+      for (int i = 0; i < windows; ++i) {
+        const float* pair = at + 2 * i;
+        const float result = larger(larger(pair[0], pair[1]), larger(pair[row], pair[row + 1]));
+        out[c * (kLanes / 2) + i] = result < t.low ? t.low : result > t.high ? t.high : result;
+      }
+#endif
+    }
+}
+
 constexpr int kTurn = 4;  // nonzeros that are read together
 static_assert(kTurn <= kReadAhead);
 
@@ -179,9 +204,10 @@ void run_tile(const TileArgs& t) {
       t.last && t.rows_used == ROWS && t.columns_used == COLUMNS && t.columns == COLUMNS && t.tail == kLanes;
 #if defined(__AVX512F__)
   const Places<P> places(t);
-#else
-  alignas(64) float tile[P * kLanes];
 #endif
+  // One-row tiles serve rectangles, too, whose sides only `t` knows. Where those are pooled, and without
+  // masked stores at the map's edge, sums go through memory.
+  alignas(64) float tile[P * kLanes];
   for (int i = 0; i < t.rows; ++i) {
     const ptrdiff_t k = t.order[i];
     const uint32_t count = t.count[i];
@@ -205,6 +231,9 @@ void run_tile(const TileArgs& t) {
         for (int v = 0; v < P; ++v) sum[0][v] += sum[u][v];
       if (ROWS % 2 == 0 && COLUMNS % 2 == 0 && t.last && t.pooled) {
         finish_pooled<ROWS, COLUMNS>(t, sum[0], out + h * VL);
+      } else if (ROWS == 1 && t.last && t.pooled) {
+#pragma GCC unroll 32
+        for (int v = 0; v < P; ++v) store(tile + v * kLanes + h * VL, sum[0][v]);
       } else if (whole) {
 #pragma GCC unroll 32
         for (int v = 0; v < P; ++v) {
@@ -233,6 +262,7 @@ void run_tile(const TileArgs& t) {
         for (int v = 0; v < P; ++v) store(to + v * kLanes + h * VL, sum[0][v]);
       }
     }
+    if (ROWS == 1 && t.last && t.pooled) finish_pooled_rows(t, tile, out);
 #if !defined(__AVX512F__)
     if (t.last && !whole && !t.pooled) finish_tile(t, tile, k);
 #endif

@@ -98,7 +98,7 @@ std::shared_ptr<PackedConv> make_packed(const py::array& value, const Array<int3
   const ConvShape shape = shape_of(channels, size, outputs, kernel, stride, padding, dilation, groups);
   const CsrView csr = view(value, column, rowptr, values);
   py::gil_scoped_release release;
-  if (mapping == "planar" && !pooled) return PackedConv::planar(shape, csr, select_isa(), threads);
+  if (mapping == "planar") return PackedConv::planar(shape, csr, select_isa(), pooled, threads);
   return std::make_shared<PackedConv>(shape, csr, mapping_of(mapping), select_isa(), matrix_blocks, pooled,
                                       threads, PackedConv::Choice{tile.first, tile.second, block_units});
 }
@@ -159,7 +159,8 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("nbytes", &PackedConv::bytes)
       .def_property_readonly("cost", [](const PackedConv& p) { return p.cost; })
       .def_property_readonly("tile", [](const PackedConv& p) { return Pair(p.tile_rows, p.tile_columns); })
-      .def_property_readonly("blocks", &PackedConv::block_count);
+      .def_property_readonly("blocks", &PackedConv::block_count)
+      .def_property_readonly("pooled", [](const PackedConv& p) { return p.pooled; });
 
   py::class_<Context, std::shared_ptr<Context>>(m, "Context")
       .def_property_readonly("nbytes", &Context::bytes);

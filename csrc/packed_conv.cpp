@@ -14,7 +14,11 @@ constexpr int64_t kMaxBlockBytes = 65536LL * kOffsetUnit;
 // Segments are what threads share of one tile; a shorter one would hold few rows of equal length.
 constexpr int64_t kSegmentRows = 32, kMaxSegments = 64;
 
+constexpr double kPoolCycles = 0.3;  // an element of a map that a step of its own pools over 2x2 windows
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool poolable(const ConvShape& s) { return s.out_height() >= 2 && s.out_width() >= 2; }
 
 void require(bool ok, const char* message) {
   if (!ok) throw std::invalid_argument(message);
@@ -47,20 +51,25 @@ PackedConv::PackedConv(const ConvShape& conv, const CsrView& csr, Mapping map, c
   matrix_blocks_ = matrix_blocks;
   pooled = pool;
   check(shape, csr);
-  require(!pooled || (mapping == Mapping::kLanes && shape.out_height() >= 2 && shape.out_width() >= 2),
-          "only maps in lanes of 2x2 and more can be pooled");
+  require(!pooled || mapping == Mapping::kLanes || mapping == Mapping::kRows,
+          "only maps in lanes and in rows can be pooled");
+  require(!pooled || poolable(shape), "only maps of 2x2 and more can be pooled");
   lay_out(csr, wanted);
   pack(csr);
 }
 
 std::shared_ptr<PackedConv> PackedConv::planar(const ConvShape& conv, const CsrView& csr, const Isa& table,
-                                               int threads) {
+                                               bool pool, int threads) {
   check(conv, csr);
   std::shared_ptr<PackedConv> rows(new PackedConv(conv, Mapping::kRows, table, threads));
   std::shared_ptr<PackedConv> flat(new PackedConv(conv, Mapping::kFlat, table, threads));
+  rows->pooled = pool && poolable(conv);
   rows->lay_out(csr, {});
   flat->lay_out(csr, {});
-  auto& best = rows->time_ < flat->time_ ? rows : flat;
+  // What is not pooled on the way is pooled by a step of its own.
+  const double outputs = static_cast<double>(conv.out_channels * conv.out_height() * conv.out_width());
+  const double pooling = rows->pooled ? kPoolCycles * outputs / std::max(threads, 1) : 0.0;
+  auto& best = rows->time_ < flat->time_ + pooling ? rows : flat;
   best->pack(csr);
   return best;
 }
@@ -229,7 +238,7 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wan
         break;
     }
     if (wanted.rows > 0 && (wanted.rows != tile_h || wanted.columns != tile_w)) return;
-    if (pooled && (tile_h % 2 != 0 || tile_w % 2 != 0)) return;
+    if (pooled && (tile_h % 2 != 0 || (mapping == Mapping::kLanes && tile_w % 2 != 0))) return;
     const int64_t vectors = static_cast<int64_t>(l.unit_rows) * l.unit_columns;
     const int64_t unit_bytes = vectors * kVectorBytes;
     if (unit_bytes > kMaxBlockBytes) return;

@@ -45,14 +45,15 @@ class PackedConv {
     int64_t block_units = 0;
   };
   // matrix_blocks: blocks of 16 rows that share one reading of the weights under kMatrix (at most 4 do).
-  // pooled: the output is max-pooled over 2x2 windows, under kLanes.
+  // pooled: the output is max-pooled over 2x2 windows, under kLanes and kRows.
   // threads: that share one image (16 under kLanes); the tile is chosen so that they can. Any number may run
   // it. Throws std::invalid_argument when the shape cannot be expressed or the CSR does not fit it.
   PackedConv(const ConvShape& shape, const CsrView& csr, Mapping mapping, const Isa& isa,
              int64_t matrix_blocks, bool pooled, int threads, const Choice& wanted);
-  // For images one by one: kRows or kFlat, whichever the cost model prefers.
+  // For images one by one: kRows or kFlat, whichever the cost model prefers. pool: kRows may pool its output;
+  // the result's `pooled` says whether it does.
   static std::shared_ptr<PackedConv> planar(const ConvShape& shape, const CsrView& csr, const Isa& isa,
-                                            int threads);
+                                            bool pool, int threads);
   // `cost` of what planar(), or the constructor with kLanes, would make, without making it.
   static double modelled(const ConvShape& shape, const CsrView& csr, bool planar, const Isa& isa);
 

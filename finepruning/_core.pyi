@@ -16,11 +16,11 @@ class Kernel(TypedDict):
 class PackedConv:
     """Weights of a convolution, repacked for one geometry and mapping: "lanes", "rows", "flat", "matrix", or
     "planar" (rows or flat, whichever the cost model prefers). ``matrix_blocks``: blocks of 16 rows that share
-    one reading of the weights under "matrix". ``pooled``: the output is max-pooled over 2x2 windows (only
-    "lanes"). ``tile`` (rows, columns in vectors) and ``block_units`` force what the cost model would choose;
-    zeros leave it the choice. ``threads``: that share an image (or 16 images in lanes), which the choice
-    heeds; any number may run the result. ``values``: "float32", "bfloat16" or "float16", the latter two as
-    their bits in an array of uint16; they are kept in 16 bits."""
+    one reading of the weights under "matrix". ``pooled``: the output is max-pooled over 2x2 windows ("lanes"
+    and "rows"; "planar" may leave it undone). ``tile`` (rows, columns in vectors) and ``block_units`` force
+    what the cost model would choose; zeros leave it the choice. ``threads``: that share an image (or 16
+    images in lanes), which the choice heeds; any number may run the result. ``values``: "float32", "bfloat16"
+    or "float16", the latter two as their bits in an array of uint16; they are kept in 16 bits."""
 
     def __init__(
         self,
@@ -59,6 +59,10 @@ class PackedConv:
     @property
     def blocks(self) -> int:
         """Blocks of input that are packed one after the other."""
+
+    @property
+    def pooled(self) -> bool:
+        """Whether it pools its output."""
 
 class Context:
     """Memory of one call in flight."""

@@ -40,7 +40,8 @@ class Lowering(MapLowering):
         self._threads = threads
         if chunk is not None:
             self._loop(looped, chunk)
-        for step in plan.steps[looped if chunk is not None else 0 :]:
+        self._together = plan.steps[looped if chunk is not None else 0 :]
+        for step in self._together:
             self._lower(step)
         self._finish()
 
@@ -53,7 +54,8 @@ class Lowering(MapLowering):
         given.turns = turns
         self.tape.storage[whole.input] = source
         self.looping = True
-        for step in chunk.steps[:steps]:
+        self._together = chunk.steps[:steps]
+        for step in self._together:
             self._lower(step)
         self.looping = False
         self.plan = whole
@@ -112,7 +114,7 @@ class Lowering(MapLowering):
         if len(shape) != 4:
             return False
         layout = LANED if shape[0] >= LANE_BATCH and not self.looping else PLANAR
-        pool = self._pool_of(step) if layout == LANED else None
+        pool = self._pool_of(step)
         images = lane_blocks(shape[0]) if layout == LANED else shape[0]
         packed = packed_conv(
             weight,
@@ -121,7 +123,7 @@ class Lowering(MapLowering):
             threads=max(1, self._threads // images),
             **geometry(step, shape),
         )
-        self._emit_conv(step, layout, packed, images, pool)
+        self._emit_conv(step, layout, packed, images, pool if packed.pooled else None)
         self._report(step, packed.kernel, packed.nbytes)
         return True
 
@@ -129,6 +131,10 @@ class Lowering(MapLowering):
         """The maximum over 2x2 windows that takes this convolution's result and is all that does."""
         readers = [s for s in self.plan.steps if step.output in (*s.inputs, s.residual)]
         if len(readers) != 1 or step.output == self.plan.output or step.residual is not None:
+            return None
+        if not any(
+            readers[0] is other for other in self._together
+        ):  # the loop over chunks ends between the two
             return None
         pool, height, width = readers[0], *self._value(step.output).shape[2:]
         halves = self._value(pool.output).shape[2:] == (height // 2, width // 2)

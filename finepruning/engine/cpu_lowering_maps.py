@@ -18,7 +18,7 @@ class MapLowering(LoweringBase):
         if len(value.shape) != 4:
             return False
         if step.output in self.tape.storage:  # a convolution pooled its own result
-            self._after(step, LANED, residual=True, activation=True)
+            self._after(step, self._layout(step.output), residual=True, activation=True)
             self._report(step, "fused")
             return True
         attrs = step.attrs
