@@ -41,6 +41,8 @@ def cell(rows: list[Row]) -> str:
     """Test accuracies in percent: of one seed, or their mean, range and number."""
     if not rows:
         return ""
+    if any(row["accuracy"] is None for row in rows):
+        return "no number"
     values = [100 * row["accuracy"] for row in rows]
     if len(values) == 1:
         return f"{values[0]:.1f}"
@@ -63,15 +65,16 @@ def methods_table(rows: list[Row]) -> str:
     def rank(name: str) -> tuple[float, ...]:
         found = table[name]
         return tuple(
-            -statistics.mean(row["accuracy"] for row in found[d]) if found.get(d) else 0.0
+            -statistics.mean(row["accuracy"] or 0.0 for row in found[d]) if found.get(d) else 0.0
             for d in reversed(densities)
         )
 
     lines = []
     for name in sorted(table, key=rank):
-        measured = [row for found in table[name].values() for row in found]
-        seconds = statistics.median(row["search_seconds"] / row["seconds"] for row in measured)
-        lines.append([name, *(cell(table[name].get(d, [])) for d in densities), f"{100 * seconds:.0f} %"])
+        measured = [row for found in table[name].values() for row in found if row["accuracy"] is not None]
+        shares = [row["search_seconds"] / row["seconds"] for row in measured]
+        share = f"{100 * statistics.median(shares):.0f} %" if shares else ""
+        lines.append([name, *(cell(table[name].get(d, [])) for d in densities), share])
     return markdown(["method", *(f"density {d:g}" for d in densities), "of its time in search"], lines)
 
 
@@ -84,9 +87,9 @@ def ablations_table(rows: list[Row]) -> str:
         same = base.get((row["density"], row["seed"]))
         if name != "joint" or not option or same is None:
             continue
-        before = f"{100 * same['accuracy']:.1f}"
-        if row["accuracy"] is None:
-            lines.append([option, f"{row['density']:g}", "no number", before, "", ""])
+        before = cell([same])
+        if row["accuracy"] is None or same["accuracy"] is None:
+            lines.append([option, f"{row['density']:g}", cell([row]), before, "", ""])
             continue
         points = 100 * (row["accuracy"] - same["accuracy"])
         losses = f"{row['validation_loss']:.3f} / {same['validation_loss']:.3f}"
@@ -94,7 +97,7 @@ def ablations_table(rows: list[Row]) -> str:
             [
                 option,
                 f"{row['density']:g}",
-                f"{100 * row['accuracy']:.1f}",
+                cell([row]),
                 before,
                 f"{points:+.1f}",
                 losses,
@@ -115,7 +118,8 @@ def ablations_table(rows: list[Row]) -> str:
 def searches_table(rows: list[Row]) -> str:
     """What the searches gained on their own objective, and what was left of it at the end."""
     lines = []
-    for row in sorted(rows, key=lambda row: (-row["density"], row["seed"], row["method"])):
+    finished = (row for row in rows if row["accuracy"] is not None)
+    for row in sorted(finished, key=lambda row: (-row["density"], row["seed"], row["method"])):
         if row["method"] not in SEARCHES and row["method"] != "gradual-global":
             continue
         gains = [1 - best / first for first, best in row["trials"] if first]
@@ -170,7 +174,7 @@ def draw(rows: list[Row]) -> None:
     figure = Figure(figsize=(7.6, 4.4), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots()
-    dense = [100 * row["dense_accuracy"] for row in rows if row["method"] != "dense" and "ended" not in row]
+    dense = [100 * row["dense_accuracy"] for row in rows if row["method"] != "dense"]
     axes.axhline(statistics.mean(dense), color="0.6", linestyle=":", label="dense, before pruning")
     for name, densities in sorted(grouped(rows).items(), key=lambda item: (item[0] not in SEARCHES, item[0])):
         if "+" in name or name == "dense":
@@ -241,8 +245,9 @@ def main() -> None:
             sys.exit(f"{PAGE} is out of date; run python {sys.argv[0]}")
         return
     PAGE.write_text(updated)
-    draw(rows)
-    draw_trials(rows)
+    finished = [row for row in rows if row["accuracy"] is not None]
+    draw(finished)
+    draw_trials(finished)
 
 
 if __name__ == "__main__":

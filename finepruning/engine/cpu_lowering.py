@@ -132,10 +132,8 @@ class Lowering(MapLowering):
         readers = [s for s in self.plan.steps if step.output in (*s.inputs, s.residual)]
         if len(readers) != 1 or step.output == self.plan.output or step.residual is not None:
             return None
-        if not any(
-            readers[0] is other for other in self._together
-        ):  # the loop over chunks ends between the two
-            return None
+        if not any(readers[0] is other for other in self._together):
+            return None  # the loop over chunks ends between the two
         pool, height, width = readers[0], *self._value(step.output).shape[2:]
         halves = self._value(pool.output).shape[2:] == (height // 2, width // 2)
         if pool.op != "max_pool2d" or not halves or step.activation not in FUSED:
