@@ -80,7 +80,7 @@ def test_every_field_of_the_configuration_is_an_option_with_help(capsys: Capture
             assert "--" + field.name.replace("_", "-") in text
 
 
-def test_usage_errors_are_one_line_and_suggest(capsys: Captured) -> None:
+def test_usage_errors_are_one_line_and_suggest(capsys: Captured, here: Path) -> None:
     assert "--target-density" in error_of(capsys, "compress", "--target-densty", "0.1")
     assert "bench" in error_of(capsys, "bnch")
     assert "inspect" in error_of(capsys, "frobnicate")
