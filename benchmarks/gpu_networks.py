@@ -29,7 +29,11 @@ SECONDS = 0.05
 
 
 def thinner(weight: CSR, density: float) -> CSR:
-    """``weight`` with only its largest entries, ``density`` of all; itself where it has no more."""
+    """``weight`` with only its largest entries, ``density`` of all, scaled to the norm it had.
+
+    Itself where it has no more entries. Unscaled, the activations of VGG-16 at .02 fall below what float16
+    can hold.
+    """
     wanted = max(1, round(density * weight.rows * weight.columns))
     if weight.nnz <= wanted:
         return weight
@@ -39,8 +43,12 @@ def thinner(weight: CSR, density: float) -> CSR:
     kept = torch.cat([torch.zeros(1, dtype=torch.int64), keep.cumsum(0)])
     rowptr = kept[weight.rowptr.to(torch.int64)].to(torch.int32)
     # uint16 has no masked indexing everywhere; a round trip costs little.
+    scale = float(weight.values.float().norm() / weight.values[keep].float().norm())
     return CSR(
-        weight.values[keep], weight.col.to(torch.int32)[keep].to(weight.col.dtype), rowptr, weight.shape
+        weight.values[keep] * scale,
+        weight.col.to(torch.int32)[keep].to(weight.col.dtype),
+        rowptr,
+        weight.shape,
     )
 
 

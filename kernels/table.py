@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from finepruning.kernels import conv2d, elementwise, expand, linear, pool
+from finepruning.kernels import conv2d, dense_conv2d, elementwise, expand, linear, pool
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ KERNELS = {
         Kernel("spmv", linear.spmv_kernel, linear.spmv),
         Kernel("spmm", linear.spmm_kernel, linear.spmm),
         Kernel("sparse_conv2d", conv2d.sparse_conv2d_kernel, conv2d.sparse_conv2d),
+        Kernel("dense_conv2d", dense_conv2d.dense_conv2d_kernel, dense_conv2d.dense_conv2d),
         Kernel("expand", expand.expand_kernel, expand.expand),
         *(
             Kernel(op, elementwise.elementwise_kernel, functools.partial(elementwise.elementwise, op))

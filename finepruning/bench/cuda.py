@@ -1,7 +1,13 @@
 """Measuring on a GPU: every contender is a CUDA graph, timed with events, with hot and with cold caches.
 
 A graph replays without Python, so no contender pays for it, and none copies its input: what a replay reads
-is already there. Memory is what the allocator holds for a contender once it is prepared and has run.
+is already there.
+
+The memory of a contender is what the device must keep for it from one forward to the next: tensors that live
+once it is prepared (weights, arena), and the whole pool of its graph (activations, results, workspaces of
+cuDNN and cuBLAS), whose pages nobody else can get. That is also its peak, because a replay allocates nothing.
+Its input does not count: the dense peers read one in common. Nor does what preparing takes and gives back,
+nor what lies outside PyTorch's allocator (machine code, the nodes of a graph). The definition is one for all.
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +45,7 @@ class Prepared:
     Attributes:
         replay: enqueues one forward on the current stream. output: the tensor that it fills.
         weight_bytes: of weights on the device. notes: further columns of its row.
+        own_input: the input, if ``replay`` reads another than the one that all have in common.
         keep: what must live as long as ``replay`` is called.
     """
 
@@ -46,6 +54,7 @@ class Prepared:
     weight_bytes: int
     notes: Mapping[str, Any] = field(default_factory=dict)
     keep: Any = None
+    own_input: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,7 @@ def ours(executor: Executor, x: Tensor) -> Prepared:
         sum(step.bytes for step in reports),
         {"kernels": kernels},
         executor,
+        executor._program.input,  # type: ignore[attr-defined]
     )
 
 
@@ -125,6 +135,7 @@ def measure(
     """
     rows: list[dict[str, Any]] = []
     ready: dict[int, Prepared] = {}
+    prepared: Prepared | None
     for index, contender in enumerate(contenders):
         row: dict[str, Any] = {
             **contender.columns,
@@ -147,6 +158,7 @@ def measure(
                 row["skipped"] = f"outputs differ from the float32 reference by {error:.2g}"
         except Exception as problem:  # one contender must not cost the others; its row keeps the reason
             row["error"] = f"{type(problem).__name__}: {problem}"
+        prepared = None  # what is not timed must not stay, lest the next share its weights
     calls = {str(index): prepared.replay for index, prepared in ready.items()}
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
     hot = interleave(calls, stopwatch=CudaStopwatch(device), seconds=seconds)
@@ -162,18 +174,44 @@ def measure(
 
 
 def _prepare(contender: Contender, device: torch.device) -> tuple[Prepared, int]:
-    """The contender, and the device memory that it holds after a forward."""
-    gc.collect()
-    torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved(device)
+    """The contender, and the device memory that it holds, as this module defines it."""
+    before = held(device)
     prepared = contender.prepare()
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
     prepared.replay()
+    after = held(device)
+    new = {key: size for key, size in after.items() if key not in before}
+    peak = sum(new.values())
+    if prepared.own_input is not None:
+        # Its values only: a border around them is ours to answer for.
+        storage = (0, 0, prepared.own_input.untyped_storage().data_ptr())
+        peak -= min(prepared.own_input.nbytes, new.get(storage, 0))
+    return prepared, peak
+
+
+def held(device: torch.device) -> dict[tuple[int, int, int], int]:
+    """Bytes of each tensor and of each segment of a graph's pool, by (pool, address).
+
+    Compared piece by piece, because sums go wrong where something of an earlier contender is freed between
+    them. Garbage, caches and the workspaces that cuBLAS keeps for calls outside graphs are dropped first.
+    """
+    gc.collect()
     torch.cuda.synchronize(device)
-    return prepared, torch.cuda.max_memory_reserved(device) - before
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    pieces: dict[tuple[int, int, int], int] = {}
+    for segment in torch.cuda.memory.memory_snapshot(include_traces=False):  # type: ignore[no-untyped-call]
+        if segment["device"] != (device.index or 0):
+            continue
+        first, second = segment["segment_pool_id"]
+        address = segment["address"]
+        if (first, second) != (0, 0):
+            pieces[first, second, address] = segment["total_size"]
+            continue
+        for block in segment["blocks"]:
+            if block["state"] != "inactive":
+                pieces[first, second, address] = block["size"]
+            address += block["size"]
+    return pieces
 
 
 def relative_error(out: Tensor, reference: Tensor) -> float:
@@ -204,35 +242,32 @@ def network_rows(
     """
     generator = torch.Generator().manual_seed(0)
     x = (torch.rand(batch, *stored.graph.input_shape, generator=generator) * 2 - 1).to(device)
-    contenders = []
     with tempfile.TemporaryDirectory() as folder, torch.cuda.device(device), torch.no_grad():
         with tf32(False):
             expected = dense_twin(stored, x, Path(folder)).module(x)
-        twin = dense_twin(stored, x.to(dtype), Path(folder))
+        example = x.to(dtype)
 
         def sparse(allowed: bool) -> Prepared:
             with tf32(allowed):
-                return ours(make(batch), x.to(dtype))
+                return ours(make(batch), example)
 
         def dense(peer: Peer, allowed: bool) -> Prepared:
+            # A twin of its own, so that its weights count; only what the peer keeps of it stays.
             with tf32(allowed):
-                call = peer.prepare(twin, 1)
-                return record(device, lambda: call(twin.example), twin.weight_bytes)
+                twin = dense_twin(stored, example, Path(folder))
+                call, size = peer.prepare(twin, 1), twin.weight_bytes
+                del twin
+                return record(device, lambda: call(example), size)
 
+        rows = []
+        # One precision after the other: executors that live together would share their weights.
         for suffix, precision in precisions(dtype):
             allowed = precision == "tf32"
-            contenders.append(
-                Contender(OURS + suffix, precision, lambda allowed=allowed: sparse(allowed))  # type: ignore[misc]
-            )
+            contenders = [Contender(OURS + suffix, precision, partial(sparse, allowed))]
             contenders += [
-                Contender(
-                    peer.name + suffix,
-                    precision,
-                    lambda peer=peer, allowed=allowed: dense(peer, allowed),  # type: ignore[misc]
-                )
-                for peer in peers
+                Contender(peer.name + suffix, precision, partial(dense, peer, allowed)) for peer in peers
             ]
-        rows = measure(contenders, expected, device, seconds=seconds)
+            rows += measure(contenders, expected, device, seconds=seconds)
     for row in rows:
         row["batch"] = batch
     add_speedups(rows)

@@ -5,13 +5,15 @@ in time in a shared scratch, then cuDNN or cuBLAS) or *dense* (dense weights kep
 every layer takes the faster of the two that keep its weights sparse; if the network as a whole would
 then be slower than the dense network by more than `SLACK`, layers keep dense weights, the best trade of
 time for bytes first, until it is not. Seconds are measured (`cuda_measure`) or modelled (`cuda_roofline`).
+A convolution on tensor cores is cuDNN's, followed by a launch for bias, residual and activation, or our own
+with all of them fused, whichever measures faster.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from finepruning.engine.plan import Plan, Step
@@ -35,6 +37,7 @@ class Layer:
         inputs: elements of the input, batch included.
         taps: positions of a convolution's kernel.
         tf32: float32 tensor cores are allowed for it. direct: a sparse kernel can run it.
+        fusible: our convolution on tensor cores can run it.
         signature: all that its dense time depends on, as text: operation, shapes, geometry, types.
     """
 
@@ -51,6 +54,7 @@ class Layer:
     direct: bool
     signature: str = ""
     taps: int = 1
+    fusible: bool = False
 
     @property
     def dense_bytes(self) -> int:
@@ -63,11 +67,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Choice:
-    """The method of one layer and the seconds of each."""
+    """The method of one layer and the seconds of each.
+
+    ``fused``: where dense weights are multiplied, our convolution does it instead of cuDNN's.
+    """
 
     method: Method
     seconds: Mapping[str, float]
     why_dense: str | None = None
+    fused: bool = False
 
 
 def layers(plan: Plan, *, tf32_convolution: bool = False, tf32_product: bool = False) -> list[Layer]:
@@ -111,6 +119,11 @@ def _layer(plan: Plan, step: Step, tf32: bool) -> Layer:
         direct=len(result.shape) == 4
         if convolution
         else len(result.shape) == 2 and max(inputs, math.prod(result.shape)) < 2**31,
+        fusible=convolution
+        and step.attrs["groups"] == 1
+        and len(result.shape) == 4
+        and (result.dtype.itemsize == 2 or tf32)
+        and 2 * max(inputs, math.prod(result.shape)) < 2**31,
         signature=" ".join((step.op, str(source.shape), str(csr.shape), *geometry, finish, kind)),
     )
 
@@ -122,7 +135,8 @@ def choose(
 
     Args:
         candidates: the layers of one network.
-        times: layer name -> method -> seconds; "dense" and "expand" are always there.
+        times: layer name -> method -> seconds; "dense" and "expand" are always there. "library" is there
+            where "dense" is not how the dense network runs the layer.
         spare: seconds by which the network must beat the dense one, for costs that no layer shows.
     """
     picked: dict[str, Method] = {}
@@ -131,7 +145,7 @@ def choose(
             picked[layer.name] = "dense"
         else:
             picked[layer.name] = _best(times[layer.name])
-    dense_total = sum(times[layer.name]["dense"] for layer in candidates)
+    dense_total = sum(times[layer.name].get("library", times[layer.name]["dense"]) for layer in candidates)
     total = sum(times[name][method] for name, method in picked.items())
 
     def loss(layer: Layer) -> float:
@@ -146,7 +160,12 @@ def choose(
         total -= loss(layer)
         picked[layer.name] = "dense"
     return {
-        layer.name: Choice(picked[layer.name], times[layer.name], _reason(layer, picked[layer.name], times))
+        layer.name: Choice(
+            picked[layer.name],
+            times[layer.name],
+            _reason(layer, picked[layer.name], times),
+            fused=layer.fusible and "library" in times[layer.name],
+        )
         for layer in candidates
     }
 
@@ -156,7 +175,7 @@ def all_dense(candidates: Sequence[Layer], chosen: Mapping[str, Choice], reason:
     return {
         layer.name: chosen[layer.name]
         if chosen[layer.name].method == "dense"
-        else Choice("dense", chosen[layer.name].seconds, reason)
+        else replace(chosen[layer.name], method="dense", why_dense=reason)
         for layer in candidates
     }
 

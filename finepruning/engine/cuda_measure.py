@@ -68,32 +68,45 @@ class Planner:
     def _layer(self, plan: Plan, step: Step, layer: Layer) -> dict[str, float]:
         """Seconds of each method: measured where that can be, else modelled."""
         times = cuda_roofline.seconds(layer, self.gpu)
-        if self.table is None or layer.nnz > cuda_choice.MAX_DENSITY * layer.rows * layer.columns:
+        if self.table is None:
             return times
         best = min(times.values())
-        for method in cuda_choice.METHODS:
-            if method in times and (method == "dense" or times[method] <= HOPELESS * best):
-                times[method] = self._measured(plan, step, layer, method, times[method])
+        modelled = times["dense"]
+        times["dense"] = self._measured(plan, step, layer, "dense", modelled)
+        if layer.fusible and self.dense_order == "channels_last":
+            ours = self._measured(plan, step, layer, "dense", modelled, fused=True)
+            if ours < times["dense"]:
+                times["library"], times["dense"] = times["dense"], ours
+        if layer.nnz > cuda_choice.MAX_DENSITY * layer.rows * layer.columns:
+            return times
+        fused = "library" in times
+        for method in ("sparse", "expand"):
+            if method in times and times[method] <= HOPELESS * best:
+                times[method] = self._measured(
+                    plan, step, layer, method, times[method], fused=fused and method == "expand"
+                )
         return times
 
-    def _measured(self, plan: Plan, step: Step, layer: Layer, method: Method, modelled: float) -> float:
+    def _measured(
+        self, plan: Plan, step: Step, layer: Layer, method: Method, modelled: float, fused: bool = False
+    ) -> float:
         assert self.table is not None
-        key = layer_key(layer, method)
+        key = layer_key(layer, method, fused)
         known = self.table.get(key)
         if known is not None:
             return known
         if self.time_cold is None:
             return modelled
         try:
-            program = self._build(alone(plan, step, method, self.device), step.name, method)
+            program = self._build(alone(plan, step, method, self.device), step.name, method, fused)
             seconds = max(self.time_cold(program), LEAST_SECONDS)
         except torch.OutOfMemoryError:
             return modelled
         self.table.put(key, seconds)
         return seconds
 
-    def _build(self, plan: Plan, name: str, method: Method) -> Program:
-        choices = {} if method == "dense" else {name: Choice(method, {})}
+    def _build(self, plan: Plan, name: str, method: Method, fused: bool) -> Program:
+        choices = {name: Choice(method, {}, fused=fused)}
         program = Program(plan, choices, lay_out(plan, choices, self.dense_order), self.device)
         self._kept += program.packed
         return program
@@ -195,18 +208,20 @@ def _flush_seconds(device: torch.device, flush_bytes: int) -> float:
     return replay_seconds(device, Recording(device, only_flush).replay)
 
 
-def layer_key(layer: Layer, method: Method) -> str:
+def layer_key(layer: Layer, method: Method, fused: bool = False) -> str:
     """What a layer's time by ``method`` depends on, as text."""
+    how = f"{method} fused" if fused else method
     if method == "dense":
-        return f"dense {layer.signature}"
-    return f"{method} {layer.nnz / (layer.rows * layer.columns):.2g} {layer.signature}"
+        return f"{how} {layer.signature}"
+    return f"{how} {layer.nnz / (layer.rows * layer.columns):.2g} {layer.signature}"
 
 
 def network_key(plan: Plan, candidates: Sequence[Layer], chosen: Mapping[str, Choice] | None) -> str:
     """What a network's time depends on: its steps and the methods of its layers."""
     parts = [f"{step.op} {plan.values[step.output].shape} {step.activation}" for step in plan.steps]
     for layer in candidates:
-        parts.append(layer_key(layer, "dense" if chosen is None else chosen[layer.name].method))
+        choice = Choice("dense", {}) if chosen is None else chosen[layer.name]
+        parts.append(layer_key(layer, choice.method, choice.fused and choice.method != "sparse"))
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return f"network {digest} {'dense' if chosen is None else 'chosen'}"
 

@@ -20,6 +20,7 @@ from finepruning.engine.activations import ACTIVATIONS
 from finepruning.engine.cuda_choice import Choice
 from finepruning.engine.cuda_layout import Placement
 from finepruning.engine.plan import Step
+from finepruning.kernels.dense_conv2d import tile_of
 from finepruning.kernels.table import KERNELS, linear_kernel
 from finepruning.sparse import aten
 from finepruning.sparse.csr import CSR
@@ -47,12 +48,18 @@ class Context:
 
 @dataclass(frozen=True)
 class Built:
-    """A step ready to run. ``weight`` keeps the shared weight alive; ``kernel`` names what runs."""
+    """A step ready to run.
+
+    Attributes:
+        kernel: names what runs. weight: keeps the shared weight alive.
+        expand: fills the step's scratch; it reads nothing but weights and must run before ``launch``.
+    """
 
     launch: Launch
     kernel: str
     weight: cuda_weights.Packed | cuda_weights.Dense | None = None
     bias: cuda_weights.Dense | None = None
+    expand: Launch | None = None
 
     @property
     def nbytes(self) -> int:
@@ -174,30 +181,32 @@ def _weighted(step: Step, choice: Choice | None, context: Context) -> Built:
             finish |= {"kernel": kernel, "halo": halo, **geometry}
         else:
             found = linear_kernel(y.shape[0])
-        launch = functools.partial(found.launch, x, weight.ell, y, **finish)
-        return Built(launch, f"triton {found.name}", weight, shift)
+        sparse = functools.partial(found.launch, x, weight.ell, y, **finish)
+        return Built(sparse, f"triton {found.name}", weight, shift)
+    expand: Launch | None = None
+    held: cuda_weights.Packed | cuda_weights.Dense
     if method == "expand":
         assert isinstance(step.weight, CSR)
         weight = cuda_weights.packed(step.weight, y.dtype, context.device)
         scratch = context.scratch[step.name]
-        if convolution:
-            compute = _expanded_convolution(
-                x, weight, scratch, step.weight.shape, geometry, context.dense_order
-            )
-            return Built(_store(step, compute, context, bias), "triton expand + cudnn", weight, shift)
-        compute = _expanded_linear(x, weight, scratch, bias)
-        return Built(_store(step, compute, context), "triton expand + cublas", weight, shift)
-    order = context.dense_order if convolution else "contiguous"
-    resident = cuda_weights.dense(step.weight, y.dtype, context.device, order)
-    if convolution:
-        compute = functools.partial(_convolve, x, resident.tensor, geometry, order)
-        return Built(_store(step, compute, context, bias), "cudnn", resident, shift)
-    return Built(
-        _store(step, functools.partial(F.linear, x, resident.tensor, bias), context),
-        "cublas",
-        resident,
-        shift,
-    )
+        if not convolution:
+            compute = _expanded_linear(x, weight, scratch, bias)
+            return Built(_store(step, compute, context), "triton expand + cublas", weight, shift)
+        filters = _filters(scratch, step.weight.shape, context.dense_order)
+        expand = _expansion(weight, scratch, step.weight.shape, context.dense_order)
+        prefix, held = "triton expand + ", weight
+    else:
+        order = context.dense_order if convolution else "contiguous"
+        resident = cuda_weights.dense(step.weight, y.dtype, context.device, order)
+        if not convolution:
+            compute = functools.partial(F.linear, x, resident.tensor, bias)
+            return Built(_store(step, compute, context), "cublas", resident, shift)
+        filters, prefix, held = resident.tensor, "", resident
+    if choice is not None and choice.fused:
+        launch = _fused_convolution(step, x, filters, bias, geometry, context)
+        return Built(launch, f"{prefix or 'triton '}dense_conv2d", held, shift, expand)
+    compute = functools.partial(_convolve, x, filters, geometry, context.dense_order)
+    return Built(_store(step, compute, context, bias), f"{prefix}cudnn", held, shift, expand)
 
 
 def _geometry(step: Step) -> dict[str, Any]:
@@ -211,27 +220,54 @@ def _convolve(x: Tensor, weight: Tensor, geometry: Mapping[str, Any], order: str
     return F.conv2d(x.contiguous(memory_format=memory_format), weight, None, **geometry)
 
 
-def _expanded_convolution(
-    x: Tensor,
-    weight: cuda_weights.Packed,
-    scratch: Tensor,
-    shape: tuple[int, ...],
-    geometry: Mapping[str, Any],
-    order: Literal["contiguous", "channels_last"],
-) -> Callable[[], Tensor]:
+def _filters(scratch: Tensor, shape: tuple[int, ...], order: str) -> Tensor:
+    """``scratch`` as the weight of a convolution, ``[OC, C, kh, kw]``."""
     rows, channels, kernel_h, kernel_w = shape
-    matrix = scratch.view(rows, -1)
-    last = order == "channels_last"
-    if last:
-        filters = scratch.view(rows, kernel_h, kernel_w, channels).permute(0, 3, 1, 2)
-    else:
-        filters = scratch.view(shape)
+    if order == "channels_last":
+        return scratch.view(rows, kernel_h, kernel_w, channels).permute(0, 3, 1, 2)
+    return scratch.view(shape)
 
-    def compute() -> Tensor:
-        KERNELS["expand"].launch(weight.ell, matrix, kernel=(kernel_h, kernel_w), channels_last=last)
-        return _convolve(x, filters, geometry, order)
 
-    return compute
+def _expansion(weight: cuda_weights.Packed, scratch: Tensor, shape: tuple[int, ...], order: str) -> Launch:
+    return functools.partial(
+        KERNELS["expand"].launch,
+        weight.ell,
+        scratch.view(shape[0], -1),
+        kernel=tuple(shape[2:]),
+        channels_last=order == "channels_last",
+    )
+
+
+def _fused_convolution(
+    step: Step, x: Tensor, filters: Tensor, bias: Tensor | None, geometry: Mapping[str, Any], context: Context
+) -> Launch:
+    """The convolution with all that follows it in one launch, on tensor cores."""
+    y = context.values[step.output]
+    matrix = filters.permute(0, 2, 3, 1).reshape(filters.shape[0], -1)
+    tile = tile_of(x, matrix, y)
+    arrived = torch.zeros(tile.tiles, dtype=torch.int32, device=context.device)
+    sizes = {name: geometry[name] for name in ("stride", "padding", "dilation")}
+    residual = None if step.residual is None else context.values[step.residual]
+
+    def launch() -> None:
+        # Memory that a capture allocates belongs to its graph.
+        partial = torch.empty(max(tile.partial, 1), dtype=torch.float32, device=context.device)
+        KERNELS["dense_conv2d"].launch(
+            x.contiguous(memory_format=torch.channels_last),
+            matrix,
+            y,
+            partial,
+            arrived,
+            kernel=tuple(filters.shape[2:]),
+            bias=bias,
+            residual=residual,
+            activation=step.activation,
+            halo=context.placed[step.output].halo,
+            tile=tile,
+            **sizes,
+        )
+
+    return launch
 
 
 def _expanded_linear(

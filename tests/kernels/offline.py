@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import triton
 from finepruning.kernels import common, layout
+from finepruning.kernels.dense_conv2d import tile_of
 from finepruning.kernels.sliced_ell import pack
 from finepruning.kernels.table import KERNELS
 from triton.backends.nvidia.compiler import get_ptxas
@@ -110,6 +111,7 @@ def facts(kernel):
         "float64": ".f64" in ptx,
         "spilled_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", info)),
         "registers": registers,
+        "shared_bytes": kernel.metadata.shared,
         "warps": resident_warps(registers, kernel.metadata.shared, kernel.metadata.num_warps),
         "loop_loads": sum(name.startswith("LDG") for name in loop),
         "loop_instructions": len(loop),
@@ -135,9 +137,11 @@ def launches(dtype):
     bias = torch.empty(16, dtype=dtype)
     result = {}
 
-    def linear(batch):
-        x, y = empty(batch, 9216, dtype=dtype), empty(batch, 16, dtype=dtype)
-        KERNELS["spmv" if batch == 1 else "spmm"].launch(x, fc, y, bias=bias, residual=y, activation="relu")
+    def linear(batch, weight=fc):
+        x, y = empty(batch, weight.columns, dtype=dtype), empty(batch, weight.rows, dtype=dtype)
+        KERNELS["spmv" if batch == 1 else "spmm"].launch(
+            x, weight, y, bias=torch.empty(weight.rows, dtype=dtype), residual=y, activation="relu"
+        )
 
     def convolution(batch, size, limit=common.MAX_OFFSET, conv=conv):
         x = empty(batch, 256, size, size, dtype=dtype, halo=1)
@@ -149,6 +153,7 @@ def launches(dtype):
         common.MAX_OFFSET = before
 
     result["spmv"] = lambda: linear(1)
+    result["spmv many rows"] = lambda: linear(1, weight(2112, 4096, 0.1, dtype, alignment=8))
     result["spmm batch 8"] = lambda: linear(8)
     result["spmm batch 64"] = lambda: linear(64)
     result["sparse_conv2d batch 1"] = lambda: convolution(1, 14, conv=weight(256, 256 * 9, 0.1, dtype))
@@ -156,6 +161,17 @@ def launches(dtype):
     result["sparse_conv2d batch 8"] = lambda: convolution(8, 14)
     result["sparse_conv2d batch 64"] = lambda: convolution(64, 7)
     result["sparse_conv2d batch 64, 64-bit offsets"] = lambda: convolution(64, 7, 0)
+
+    def dense(batch, size):
+        x = torch.empty(batch, 256, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        y = torch.empty_like(x)
+        matrix = torch.empty(256, 256 * 9, dtype=dtype)
+        tile = tile_of(x, matrix, y)
+        partial, arrived = torch.empty(max(tile.partial, 1)), torch.zeros(tile.tiles, dtype=torch.int32)
+        KERNELS["dense_conv2d"].launch(x, matrix, y, partial, arrived, kernel=(3, 3), padding=(1, 1))
+
+    result["dense_conv2d batch 1"] = lambda: dense(1, 14)
+    result["dense_conv2d batch 64"] = lambda: dense(64, 14)
     result["expand convolution"] = lambda: KERNELS["expand"].launch(
         conv, torch.empty(16, 2304, dtype=dtype), kernel=(3, 3), channels_last=True
     )

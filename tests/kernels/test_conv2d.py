@@ -138,12 +138,15 @@ def test_lanes_hold_as_many_images_as_are_aligned():
 
 
 def test_tiles_suit_the_layer():
-    """Few outputs: warps share the weights of a row. Many: rows share what they read."""
-    small = tile_shape(rows=384, stored=384 * 173, outputs=169, run=32, itemsize=2)
-    assert small.rows == 1
-    assert small.split >= 4
-    assert small.runs * small.run >= 128
-    large = tile_shape(rows=512, stored=512 * 460, outputs=64 * 28 * 28, run=256, itemsize=2)
-    assert large.rows > 1
-    assert large.split <= 2
-    assert large.runs >= 2
+    """One row a program, few sums a thread; large maps of single images take the most runs."""
+    for layer in (
+        (384, 384 * 173, 169, 32, 2),
+        (512, 512 * 460, 64 * 28 * 28, 256, 2),
+        (64, 640, 50176, 32, 4),
+    ):
+        tile = tile_shape(*layer)
+        assert tile.rows == 1
+        assert tile.split == tile.warps
+        assert tile.runs * tile.run <= 8 * 32
+    assert tile_shape(384, 384 * 173, 169, 32, 2).runs <= 2
+    assert tile_shape(64, 640, 50176, 32, 4).runs == 4

@@ -1,7 +1,9 @@
 import pytest
 import torch
-from finepruning.kernels import naive
+from finepruning.kernels import linear, naive
 from finepruning.kernels.common import ACTIVATIONS
+from finepruning.kernels.linear import SpmmTile, SpmvTile
+from finepruning.kernels.sliced_ell import SlicedEll
 from finepruning.kernels.table import linear_kernel
 from kernel_cases import DEVICE, assert_close, poisoned, sparse_weight
 
@@ -62,3 +64,73 @@ def test_columns_beyond_16_bits():
     y, _ = poisoned((2, 3))
     sparse_linear(x, weight, y)
     assert_close(y, naive.linear(x.cpu(), weight))
+
+
+SPMV_TILES = [
+    SpmvTile(1, 64, 1, False, False, True, 1),
+    SpmvTile(1, 64, 1, False, True, False, 4),
+    SpmvTile(2, 128, 8, False, False, True, 2),
+    SpmvTile(8, 16, 2, False, True, True, 4),
+    SpmvTile(16, 32, 8, False, False, True, 4),
+    SpmvTile(4, 32, 8, True, False, True, 4),
+    SpmvTile(16, 16, 1, True, True, False, 4),
+    SpmvTile(32, 64, 8, True, False, True, 8),
+]
+SPMM_TILES = [
+    SpmmTile(1, 64, 8, 8, 4),
+    SpmmTile(2, 4, 16, 1, 1),
+    SpmmTile(8, 8, 4, 1, 4),
+    SpmmTile(16, 16, 2, 8, 4),
+    SpmmTile(32, 4, 1, 1, 16),
+]
+
+
+def tiled(monkeypatch, tile):
+    monkeypatch.setattr(linear, "spmv_tile", lambda weight: tile)
+    monkeypatch.setattr(linear, "spmm_tile", lambda weight, batch: tile)
+
+
+# Rows that fill neither a slice nor a program, one with more entries than the others, one with none.
+@pytest.mark.parametrize("alignment", [1, 8])
+@pytest.mark.parametrize(("rows", "columns", "density"), [(1, 1, 1.0), (21, 150, 0.2), (40, 96, 0.9)])
+@pytest.mark.parametrize(("batch", "tile"), [(1, t) for t in SPMV_TILES] + [(5, t) for t in SPMM_TILES])
+def test_every_tile_at_awkward_shapes(monkeypatch, batch, tile, rows, columns, density, alignment):
+    tiled(monkeypatch, tile)
+    weight = sparse_weight((rows, columns), density, alignment=alignment)
+    x = torch.randn(batch, 2 * columns, device=DEVICE)[:, ::2]
+    bias, residual = torch.randn(rows, device=DEVICE), torch.randn(batch, rows, device=DEVICE)
+    y = torch.full((batch, 3 * rows), float("nan"), device=DEVICE)
+    sparse_linear(x, weight, y[:, ::3], bias=bias, residual=residual, activation="relu")
+    expected = naive.finish(naive.linear(x.cpu(), weight), bias.cpu(), residual.cpu(), "relu")
+    assert_close(y[:, ::3], expected)
+    assert y[:, 1::3].isnan().all()
+
+
+@pytest.mark.parametrize(("batch", "tile"), [(1, t) for t in SPMV_TILES] + [(8, t) for t in SPMM_TILES])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_tile_in_16_bits(monkeypatch, batch, tile, dtype):
+    tiled(monkeypatch, tile)
+    weight = sparse_weight((19, 130), 0.3, dtype=dtype, alignment=8)
+    x = torch.randn(batch, 130, device=DEVICE).to(dtype)
+    y, _ = poisoned((batch, 19), dtype=dtype)
+    sparse_linear(x, weight, y)
+    assert_close(y, naive.linear(x.cpu(), weight), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(4096, 25088), (4096, 9216), (4096, 4096), (1000, 2048), (1, 1)]
+)
+@pytest.mark.parametrize("density", [0.1, 0.02])
+def test_tiles_of_real_layers(rows, columns, density, dtype):
+    """What a processor holds: registers for the entries of a turn, shared memory for x."""
+    entries = int(rows * columns * density) + 1
+    values = torch.empty(entries, dtype=dtype, device="meta")
+    weight = SlicedEll(values, values, values, values, rows, columns, 8, 8)
+    tile = linear.spmv_tile(weight)
+    assert 1 <= tile.rows * tile.block // (32 * tile.warps) <= 16
+    assert not tile.shared or columns * dtype.itemsize <= 32 << 10
+    for batch in (2, 8, 17, 64, 100):
+        tile = linear.spmm_tile(weight, batch)
+        assert tile.images * dtype.itemsize <= 128
+        assert tile.rows * tile.entries * tile.images // (32 * tile.warps) <= 32

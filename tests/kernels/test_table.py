@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from finepruning.kernels import common, naive
+from finepruning.kernels.dense_tile import cut
 from finepruning.kernels.expand import expand_kernel
 from finepruning.kernels.table import KERNELS, linear_kernel
 from kernel_cases import DEVICE, assert_close, border_is_zero, bordered, poisoned, sparse_weight
@@ -47,6 +48,28 @@ def _convolution(name, batch, dtype):
     return y, naive.finish(expected, bias, residual, "relu6")
 
 
+def _dense_convolution(name, batch, dtype):
+    weight = sparse_weight((40, 6, 3, 3), 0.9, dtype=dtype)
+    filters = naive.dense_matrix(weight).view(40, 6, 3, 3)
+    matrix = filters.permute(0, 2, 3, 1).reshape(40, -1).to(DEVICE, dtype).contiguous()
+    geometry = {"kernel": (3, 3), "stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
+    x = _random(batch, 6, 5, 7, dtype=dtype)
+    expected = naive.conv2d(x, weight, groups=1, **geometry)
+    residual, bias = _random(*expected.shape, dtype=dtype), _random(40, dtype=dtype)
+    y, memory = poisoned(tuple(expected.shape), 1, dtype)
+    x = x.to(DEVICE).contiguous(memory_format=torch.channels_last)
+    tile = cut((40, expected.shape[0] * expected.shape[2] * expected.shape[3], 54), 16, 16, 16, 3, 4, 2)
+    partial = torch.full((tile.partial,), float("nan"), device=DEVICE)
+    arrived = torch.zeros(tile.tiles, dtype=torch.int32, device=DEVICE)
+    KERNELS[name].launch(
+        x, matrix, y, partial, arrived, tile=tile,
+        bias=bias.to(DEVICE), residual=residual.to(DEVICE), activation="relu6", halo=1, **geometry,
+    )  # fmt: skip
+    assert border_is_zero(memory, tuple(expected.shape), 1)
+    assert not arrived.any()
+    return y, naive.finish(expected, bias, residual, "relu6")
+
+
 def _expand(name, batch, dtype):
     weight = sparse_weight((batch, 3, 3, 2), 0.3, dtype=dtype)
     dense = torch.full((batch, 18), float("nan"), dtype=dtype, device=DEVICE)
@@ -82,6 +105,7 @@ RUN = {
     "spmv": _linear,
     "spmm": _linear,
     "sparse_conv2d": _convolution,
+    "dense_conv2d": _dense_convolution,
     "expand": _expand,
     **dict.fromkeys(("copy", "add", "mul"), _elementwise),
     **dict.fromkeys(("max_pool2d", "avg_pool2d"), _pool),
