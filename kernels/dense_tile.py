@@ -47,13 +47,10 @@ def cut(
 def dense_tile(rows: int, pixels: int, products: int, channels: int, itemsize: int) -> DenseTile:
     """The tile for a layer of so many rows, output pixels (all images) and products of one output."""
     depth = 64 if itemsize == 2 else 32
-    block_rows = 128 if rows > 64 and pixels > 2048 else 64
-    block_pixels = (
-        128 if rows * pixels >= 128 * 128 * PROCESSORS else 64 if pixels > 64 else 32 if pixels > 16 else 16
-    )
+    # More rows spill with Triton 3.8.
+    block_rows = 64
+    block_pixels = 64 if pixels > 64 else 32 if pixels > 16 else 16
     tiles = -(-rows // block_rows) * -(-pixels // block_pixels)
     turns = -(-products // depth)
     shares = max(1, min(PROCESSORS // tiles, turns // 3, 16))
-    # 4 warps would have to spill the sums of 128 x 128 outputs.
-    warps = 8 if block_rows * block_pixels > 64 * 128 else 4
-    return cut((rows, pixels, products), block_rows, block_pixels, depth, shares, warps, 4)
+    return cut((rows, pixels, products), block_rows, block_pixels, depth, shares, 4, 4)
