@@ -33,7 +33,7 @@ REGISTERS = 65536
 # Found by timing all tiles of 12 layers of AlexNet, VGG-16 and ResNet-50 (float16, batch 1 and 8, density .1
 # and .05) on an H200 with Triton 3.6, 2026-11-26: several rows a program, more sums a thread than these and
 # several weights a warp are 1.5 to 6 times slower than counted; with this rule the tile picked takes 1.13
-# times the best one's time (geometric mean; worst 1.9).
+# times the best one's time (geometric mean; worst 1.9), on the very data that it was chosen on.
 MAX_SUMS = 8
 MAX_RUNS = 4
 MAX_RUNS_SPLIT = 2

@@ -13,14 +13,25 @@ import torch
 from finepruning.engine import cuda, cuda_graph
 
 
+def segment(total, allocated, *, pool=(0, 0), address=1 << 30):
+    """A segment of the allocator's memory that starts with a block in use."""
+    blocks = [
+        {"size": allocated, "state": "active_allocated"},
+        {"size": total - allocated, "state": "inactive"},
+    ]
+    return {"device": 0, "address": address, "total_size": total, "segment_pool_id": pool, "blocks": blocks}
+
+
 class FakeGpu:
     """Patches `torch.cuda` for one test. ``log`` holds what was called.
 
     ``replays``: how often each graph computes; later replays only log, as the interpreter is slow.
+    ``segments``: what the allocator holds, as `torch.cuda.memory_snapshot` tells it; each graph adds 2 MiB.
     """
 
     def __init__(self, monkeypatch, replays=1000):
         self.log = []
+        self.segments = []
         self.capturing = False
         log = self.log
 
@@ -63,6 +74,8 @@ class FakeGpu:
             assert capture_error_mode == "thread_local"
             log.append("capture")
             self.capturing = True
+            pool = (0, len(self.segments) + 1)
+            self.segments.append(segment(2 << 20, 0, pool=pool))
             try:
                 yield
             finally:
@@ -80,9 +93,6 @@ class FakeGpu:
             "is_current_stream_capturing": lambda: self.capturing,
             "empty_cache": lambda: None,
             "synchronize": lambda device=None: None,
-            "memory_reserved": lambda device=None: 1 << 20,
-            "max_memory_reserved": lambda device=None: 3 << 20,
-            "reset_peak_memory_stats": lambda device=None: None,
             "mem_get_info": lambda device=None: (3 << 20, 80 << 30),
         }
         for name, value in patches.items():
@@ -90,7 +100,9 @@ class FakeGpu:
         monkeypatch.setattr(
             torch.cuda.memory,
             "memory_snapshot",
-            lambda pool, include_traces: [{"total_size": 1000}, {"total_size": 24}],
+            lambda pool=None, include_traces=True: (
+                [{"total_size": 1000}, {"total_size": 24}] if pool else list(self.segments)
+            ),
         )
         monkeypatch.setattr(
             torch._C, "_cuda_clearCublasWorkspaces", lambda: log.append("clear"), raising=False
