@@ -111,9 +111,10 @@ def left_out(job: Job) -> list[dict[str, Any]]:
 
 
 def compile_ahead(options: argparse.Namespace, seconds: float) -> int:
-    """Fill Triton's cache with the networks' kernels, one process a core; how many configurations made it.
+    """Fill Triton's cache with the networks' sparse kernels; how many configurations made it.
 
-    Compiling takes most of the time otherwise. What fails or takes too long here is compiled when needed.
+    A process a core: compiling takes most of the time otherwise. What fails (said once) or takes too long is
+    compiled when needed.
     """
     major, minor = torch.cuda.get_device_capability()
     environment = {
@@ -122,6 +123,7 @@ def compile_ahead(options: argparse.Namespace, seconds: float) -> int:
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     begun = time.monotonic()
+    failures: list[str] = []
 
     def work(job: tuple[str, int, str]) -> bool:
         left = seconds - (time.monotonic() - begun)
@@ -129,14 +131,27 @@ def compile_ahead(options: argparse.Namespace, seconds: float) -> int:
         name, batch, dtype = job
         command = [*module, name, str(batch), dtype, f"{major}{minor}", *map(str, options.densities)]
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, timeout=max(left, 0.01))
+            # Not in the checkout: "-m" would import its package, whose kernels are put in place by a build.
+            done = subprocess.run(
+                command,
+                env=environment,
+                cwd=Path(__file__).parent,
+                capture_output=True,
+                text=True,
+                timeout=max(left, 0.01),
+            )
         except subprocess.TimeoutExpired:
             return False
+        if done.returncode:
+            failures.append((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
         return done.returncode == 0
 
     wanted = [(n, b, d) for b in options.batches for d in options.dtypes for n in options.networks]
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1)) as pool:
-        return sum(pool.map(work, wanted))
+        count = sum(pool.map(work, wanted))
+    if failures:
+        print(f"{len(failures)} configurations could not be compiled ahead: {failures[0]}", file=sys.stderr)
+    return count
 
 
 def measured(job: Job, networks: Any) -> list[dict[str, Any]]:

@@ -72,11 +72,11 @@ def agree(actual: Tensor, expected: Tensor, what: str = "", limit: float | None 
         raise AssertionError(f"{what}: relative error {error:.2e}, limit {limit:.0e}")
 
 
-def every_method(dtype: torch.dtype, batch: int, method: str) -> None:
+def every_method(dtype: torch.dtype, batch: int, method: str, fused: bool = False) -> None:
     plan = made(batch, dtype)
     x = example(plan)
     with tf32(False):
-        executor = CudaExecutor(plan, DEVICE, methods=methods(plan, method))
+        executor = CudaExecutor(plan, DEVICE, methods=methods(plan, method), fused=fused)
         expected = ReferenceExecutor(plan, DEVICE)(x)
     agree(executor(x), expected, "first call")
     agree(executor(x.contiguous(memory_format=torch.channels_last)), expected, "channels_last input")
@@ -84,7 +84,7 @@ def every_method(dtype: torch.dtype, batch: int, method: str) -> None:
         agree(executor(x[:1]), expected[:1], "padded batch")
 
 
-def tf32_layer(method: str) -> None:
+def tf32_layer(method: str, fused: bool = False) -> None:
     """A single convolution with TF32 allowed: over whole networks its rounding adds up."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(256, 256, 3, padding=1)).eval()
@@ -95,7 +95,7 @@ def tf32_layer(method: str) -> None:
     with tf32(False):
         expected = ReferenceExecutor(plan, DEVICE)(x)
     with tf32(True):
-        executor = CudaExecutor(plan, DEVICE, methods=methods(plan, method))
+        executor = CudaExecutor(plan, DEVICE, methods=methods(plan, method), fused=fused)
     agree(executor(x), expected, method, TF32_LAYER_LIMIT)
 
 
@@ -177,8 +177,13 @@ def all_checks() -> Iterator[Check]:
         for batch in (1, 17) if (dtype, method) == (torch.float32, "sparse") else (8,):
             name = f"{method} {str(dtype).removeprefix('torch.')} batch {batch}"
             yield name, lambda dtype=dtype, batch=batch, method=method: every_method(dtype, batch, method)
+    for dtype, method in itertools.product((torch.float16, torch.bfloat16), ("expand", "dense")):
+        name = f"{method} {str(dtype).removeprefix('torch.')} batch 8, fused"
+        yield name, lambda dtype=dtype, method=method: every_method(dtype, 8, method, fused=True)
     for method in ("sparse", "expand", "dense"):
         yield f"{method} TF32 layer", lambda method=method: tf32_layer(method)
+    for method in ("expand", "dense"):
+        yield f"{method} TF32 layer, fused", lambda method=method: tf32_layer(method, fused=True)
     for check in (
         measured_choice,
         threads_and_streams,

@@ -24,7 +24,7 @@ def dense_conv2d_kernel(
     xn, xh, xw, rc, rh, rw, rn, yc, yh, yw, yn,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
     C: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BOUNDS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
     CLEAR: tl.constexpr, ROWS: tl.constexpr, PIXELS: tl.constexpr, DEPTH: tl.constexpr,
     TURNS: tl.constexpr, SHARES: tl.constexpr, BORDER: tl.constexpr,
 ):  # fmt: skip
@@ -75,22 +75,20 @@ def dense_conv2d_kernel(
         inside = wanted[None, :]
         if TAPS * C % (DEPTH * TURNS * SHARES) != 0:
             inside &= (k < TAPS * C)[:, None]
-        if C % DEPTH == 0:
-            if BOUNDS:
+        if BOUNDS:
+            if C % DEPTH == 0:
                 inside &= ((top + dy >= 0) & (top + dy < H) & (left + dx >= 0) & (left + dx < W))[None, :]
-            at = dy * xh + dx * xw + channel
-        else:
-            if BOUNDS:
+            else:
                 down = top[None, :] + dy[:, None]
                 across = left[None, :] + dx[:, None]
                 inside &= (down >= 0) & (down < H) & (across >= 0) & (across < W)
-            at = dy * xh + dx * xw + channel
+        at = dy * xh + dx * xw + channel
         read = tl.load(here[None, :] + at[:, None], mask=inside, other=0.0)
         stored = (row < rows)[:, None]
         if TAPS * C % (DEPTH * TURNS * SHARES) != 0:
             stored &= (k < TAPS * C)[None, :]
         w = tl.load(filters[:, None] + k[None, :], mask=stored, other=0.0)
-        total = tl.dot(w, read, total, input_precision=PRECISION)
+        total = tl.dot(w, read, total, input_precision="tf32")
 
     if SHARES > 1:
         inner = tl.arange(0, ROWS)[:, None] * PIXELS + tl.arange(0, PIXELS)[None, :]
@@ -161,7 +159,7 @@ def dense_conv2d(
         x.stride(0), x.stride(2), x.stride(3), rc, rh, rw, rn, yc, yh, yw, yn, *stride, *padding, *dilation,
         C=channels, KW=kernel[1], TAPS=kernel[0] * kernel[1], BOUNDS=max(padding) > 0,
         HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, ACTIVATION=activation,
-        PRECISION="tf32", CLEAR=halo > 0,
+        CLEAR=halo > 0,
         ROWS=tile.rows, PIXELS=tile.pixels, DEPTH=tile.depth, TURNS=tile.turns, SHARES=tile.shares,
         BORDER=BORDER, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -170,4 +168,4 @@ def dense_conv2d(
 def tile_of(x: Tensor, weight: Tensor, y: Tensor) -> DenseTile:
     """The tile that `dense_conv2d` takes for these tensors."""
     pixels = y.shape[0] * y.shape[2] * y.shape[3]
-    return dense_tile(y.shape[1], pixels, weight.shape[1], x.shape[1], x.dtype.itemsize)
+    return dense_tile(y.shape[1], pixels, weight.shape[1], x.dtype.itemsize)

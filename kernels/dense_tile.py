@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-PROCESSORS = 132
+PROCESSORS = 132  # of an H100 or H200
+# Rows of a tile: 128, with as many pixels, spill with Triton 3.8.
+ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,14 @@ def cut(
 
 
 @functools.cache
-def dense_tile(rows: int, pixels: int, products: int, channels: int, itemsize: int) -> DenseTile:
-    """The tile for a layer of so many rows, output pixels (all images) and products of one output."""
+def dense_tile(rows: int, pixels: int, products: int, itemsize: int) -> DenseTile:
+    """The tile for a layer of so many rows, output pixels (all images) and products of one output.
+
+    Sums are shared until every processor has a program, each with three turns or more: an estimate.
+    """
     depth = 64 if itemsize == 2 else 32
-    # More rows spill with Triton 3.8.
-    block_rows = 64
     block_pixels = 64 if pixels > 64 else 32 if pixels > 16 else 16
-    tiles = -(-rows // block_rows) * -(-pixels // block_pixels)
+    tiles = -(-rows // ROWS) * -(-pixels // block_pixels)
     turns = -(-products // depth)
     shares = max(1, min(PROCESSORS // tiles, turns // 3, 16))
-    return cut((rows, pixels, products), block_rows, block_pixels, depth, shares, 4, 4)
+    return cut((rows, pixels, products), ROWS, block_pixels, depth, shares, 4, 4)

@@ -115,7 +115,7 @@ def ours(executor: Executor, x: Tensor) -> Prepared:
         sum(step.bytes for step in reports),
         {"kernels": kernels},
         executor,
-        executor._program.input,  # type: ignore[attr-defined]
+        executor.input,  # type: ignore[attr-defined]
     )
 
 

@@ -47,6 +47,7 @@ class CudaExecutor:
         device: a CUDA device. "cpu" works under Triton's interpreter (``TRITON_INTERPRET=1``), without a
             graph, to test plans.
         methods: layer name -> "sparse", "expand" or "dense", overriding the choice for that layer.
+        fused: whether layers in ``methods`` that can run our convolution on tensor cores do, not cuDNN's.
         measure: time layers and network on this device where that has not been done yet; otherwise a model
             of the device decides.
 
@@ -61,6 +62,7 @@ class CudaExecutor:
         device: torch.device | str,
         *,
         methods: Mapping[str, cuda_choice.Method] | None = None,
+        fused: bool = False,
         measure: bool = True,
     ) -> None:
         self.device = _device(device)
@@ -81,7 +83,7 @@ class CudaExecutor:
                     f"a model cannot be prepared while a CUDA graph is captured: call it once with batch "
                     f"{plan.batch} before the capture"
                 )
-            choices, order = self._choose(plan, methods, measure)
+            choices, order = self._choose(plan, methods or {}, fused, measure)
             layout = cuda_program.lay_out(plan, choices, order)
             self._choices = choices
             self._program = cuda_program.Program(plan, choices, layout, self.device)
@@ -96,7 +98,7 @@ class CudaExecutor:
         self._report = self._program.report()
 
     def _choose(
-        self, plan: Plan, methods: Mapping[str, cuda_choice.Method] | None, measure: bool
+        self, plan: Plan, methods: Mapping[str, cuda_choice.Method], fused: bool, measure: bool
     ) -> tuple[dict[str, cuda_choice.Choice], cuda_measure.Order]:
         half = any(value.dtype.itemsize == 2 for value in plan.values.values())
         convolution = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
@@ -104,12 +106,14 @@ class CudaExecutor:
         # Tensor cores read channels last; the float32 kernels of cuDNN are at home in PyTorch's order.
         order: cuda_measure.Order = "channels_last" if half or convolution else "contiguous"
         candidates = cuda_choice.layers(plan, tf32_convolution=convolution, tf32_product=product)
-        given = methods or {}
-        everything = all(layer.name in given for layer in candidates)
+        everything = all(layer.name in methods for layer in candidates)
         planner = cuda_measure.planner(self.device, order, measure=measure and not everything)
         choices = planner.choices(plan, candidates)
-        for name, method in given.items():
-            choices[name] = replace(choices[name], method=method, why_dense=None)
+        fusible = {layer.name for layer in candidates if layer.fusible and order == "channels_last"}
+        for name, method in methods.items():
+            choices[name] = replace(
+                choices[name], method=method, why_dense=None, fused=fused and name in fusible
+            )
         return choices, order
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -147,6 +151,11 @@ class CudaExecutor:
                 ) from error
             finally:
                 self._done.record(stream)
+
+    @property
+    def input(self) -> Tensor:
+        """The value that `replay` reads, ``[plan's batch, ...]``; a call fills it."""
+        return self._program.input
 
     @property
     def output(self) -> Tensor:

@@ -123,6 +123,7 @@ def _layer(plan: Plan, step: Step, tf32: bool) -> Layer:
         and step.attrs["groups"] == 1
         and len(result.shape) == 4
         and (result.dtype.itemsize == 2 or tf32)
+        # Its offsets have 32 bits; borders, on which nothing is decided yet, at most double a map here.
         and 2 * max(inputs, math.prod(result.shape)) < 2**31,
         signature=" ".join((step.op, str(source.shape), str(csr.shape), *geometry, finish, kind)),
     )

@@ -127,8 +127,8 @@ def _names(plan):
     return [layer.name for layer in cuda_choice.layers(plan)]
 
 
-def _compare(plan, methods, tolerance=1e-4):
-    executor = CudaExecutor(plan, DEVICE, methods=methods)
+def _compare(plan, methods, tolerance=1e-4, fused=False):
+    executor = CudaExecutor(plan, DEVICE, methods=methods, fused=fused)
     value = plan.values[plan.input]
     x = torch.randn(value.shape).to(value.dtype)
     expected = ReferenceExecutor(plan)(x)
@@ -173,6 +173,17 @@ def test_16_bit(dtype, tolerance, method):
     make, shape = NETWORKS["residual"]
     plan = _plan(_pruned(make()), (2, *shape), dtype)
     _compare(plan, dict.fromkeys(_names(plan), method), tolerance)
+
+
+@pytest.mark.parametrize("method", ["expand", "dense"])
+@pytest.mark.parametrize("network", ["alexnet-like", "residual"])
+def test_our_convolution_on_tensor_cores(network, method):
+    make, shape = NETWORKS[network]
+    plan = _plan(_pruned(make()), (2, *shape), torch.float16)
+    executor = _compare(plan, dict.fromkeys(_names(plan), method), 1e-2, fused=True)
+    kernels = [row.kernel for row in executor.report() if row.op == "conv2d"]
+    ours = {"expand": "triton expand + dense_conv2d", "dense": "triton dense_conv2d"}[method]
+    assert kernels.count(ours) == {"alexnet-like": 2, "residual": 5}[network]  # the others are not in CSR
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -64,6 +64,33 @@ def test_the_faster_measured_way_wins():
     assert _choose(Clock({"sparse": 9 * US, "expand": 8 * US, "dense": 5 * US}))[0] == ["dense"] * 2
 
 
+@pytest.mark.parametrize(("library", "ours", "fused"), [(10 * US, 7 * US, True), (7 * US, 10 * US, False)])
+def test_the_faster_convolution_on_tensor_cores_wins(library, ours, fused):
+    network = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
+    prune_uniform(network, 0.1, first=0.1)
+    graph, tensors = capture(network.eval(), (16, 8, 8), torch.float16)
+    plan = fuse(graph, tensors, 1, torch.float16)
+
+    class Tensorcores(Clock):
+        def cold(self, program):
+            (row,) = program.report()
+            self.kernels.append(row.kernel)
+            if row.kernel == "triton sparse_conv2d":
+                return 20 * US
+            return (ours if "dense_conv2d" in row.kernel else library) + US * row.kernel.count("expand")
+
+    clock = Tensorcores({}, lambda dense: 1 * US)
+    clock.kernels = []
+    planner = Planner(
+        torch.device("cpu"), H200, "channels_last", TimingTable(None, IDENTITY), clock.network, clock.cold
+    )
+    (choice,) = planner.choices(plan, cuda_choice.layers(plan)).values()
+    assert choice.fused is fused
+    # A dense network would have the library's convolution: expanding first loses to it alone.
+    assert choice.method == ("expand" if fused else "dense")
+    assert ("triton expand + dense_conv2d" in clock.kernels) is fused
+
+
 def test_what_was_measured_is_not_measured_again(tmp_path):
     path = tmp_path / "folder" / "table.json"
     times = {"sparse": 5 * US, "expand": 9 * US, "dense": 10 * US}

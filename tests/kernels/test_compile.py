@@ -49,20 +49,27 @@ def _starved(facts):
 
 
 def test_enough_warps_are_resident(kernels):
-    # Tensor cores work on tiles of shared memory, filled ahead: few warps suffice.
+    # Loads of `dense_conv2d` fill shared memory turns ahead and wait for nothing: fewer warps suffice.
+    dense = {name: facts["warps"] for name, facts in kernels.items() if name.startswith("dense_conv2d")}
+    assert min(dense.values()) >= 8, dense
     others = {name: facts for name, facts in kernels.items() if not name.startswith("dense_conv2d")}
     assert {name: facts for name, facts in others.items() if _starved(facts)} == {}
     # Three blocks of 128 threads fit a processor's 65536 registers.
     assert {name: facts["registers"] for name, facts in others.items() if facts["registers"] > 168} == {}
 
 
-# Instructions of the compiled loop for one multiply-add. Tiles with fewer of them (4 to 7) were timed on an
-# H200 and are slower: their programs hold more sums and pass weights through shared memory.
+# Instructions of the compiled loop for one multiply-add, Triton 3.6 and 3.8. Before the weight was decoded
+# for several runs of outputs: 40 and 10 (batch 1), 7 and 10 (batch 8 and 64). The tiles of the rule have
+# more than the others here, which hold more sums, and are faster by measurement nevertheless.
 INSTRUCTIONS = {
-    "batch 1": {"float32": 17.0, "float16": 17.0, "bfloat16": 17.0},
-    "batch 1, large map": {"float32": 7.0, "float16": 7.0, "bfloat16": 7.0},
-    "batch 8": {"float32": 7.5, "float16": 7.5, "bfloat16": 7.5},
-    "batch 64": {"float32": 6.5, "float16": 6.5, "bfloat16": 6.5},
+    "batch 1, 8 runs": {"float32": 5.5, "float16": 7.0, "bfloat16": 7.0},
+    "batch 1, 16 runs": {"float32": 5.0, "float16": 6.0, "bfloat16": 6.0},
+    "batch 8, 2 shares a warp": {"float32": 7.0, "float16": 6.0, "bfloat16": 6.0},
+    "batch 64, 2 shares a warp": {"float32": 7.0, "float16": 6.0, "bfloat16": 6.0},
+    "batch 1": {"float32": 14.5, "float16": 16.0, "bfloat16": 16.0},
+    "batch 1, large map": {"float32": 5.75, "float16": 7.0, "bfloat16": 7.0},
+    "batch 8": {"float32": 7.5, "float16": 5.25, "bfloat16": 6.0},
+    "batch 64": {"float32": 6.5, "float16": 5.25, "bfloat16": 6.0},
 }
 
 
@@ -112,7 +119,7 @@ def test_reads_16_bytes_at_a_time(kernels, name, dtype):
 @pytest.mark.parametrize(
     "name",
     [
-        *("expand convolution", "expand linear"),
+        *("expand convolution", "expand linear", "dense_conv2d batch 1", "dense_conv2d batch 64"),
         *("copy batch 64", "copy from channels_last", "mul batch 64", "add channels_last"),
     ],
 )

@@ -1,3 +1,7 @@
+import json
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from finepruning.kernels import conv2d, naive
@@ -135,6 +139,22 @@ def test_lanes_hold_as_many_images_as_are_aligned():
         x, _ = poisoned((batch, 2, 3, 3), 1, dtype)
         assert run_length(x) == 32 * lanes
     assert run_length(torch.empty(8, 2, 3, 3)) == 32  # images are not innermost
+
+
+def test_tiles_are_near_the_best_that_was_measured():
+    """The rule against the recorded times of all tiles; benchmarks/gpu_tiles.py makes them."""
+    path = Path(__file__).parents[2] / "benchmarks/results/sparse_conv2d_tiles_nvidia_h200.json"
+    cases = {}
+    for row in json.loads(path.read_text())["rows"]:
+        layer = tuple(row[key] for key in ("rows", "stored", "outputs", "run", "itemsize"))
+        cases.setdefault(layer, {})[tuple(row["tile"])] = row["us"]
+    assert len(cases) == 28
+    behind = [
+        times[tuple(vars(tile_shape(*layer)).values())] / min(times.values())
+        for layer, times in cases.items()
+    ]
+    assert math.prod(behind) ** (1 / len(behind)) <= 1.15
+    assert max(behind) <= 2
 
 
 def test_tiles_suit_the_layer():
