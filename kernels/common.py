@@ -1,10 +1,11 @@
-"""What the kernels share: activations, the halo of a batch-innermost map, and launch arithmetic."""
+"""What the kernels share: activations, the halo of a batch-innermost map, launch order and arithmetic."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 MAX_OFFSET = 2**31 - 1
 
@@ -31,6 +32,26 @@ def activate(value, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu":
         value = 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
     return value
+
+
+@triton.jit
+def let_next_begin(OVERLAP: tl.constexpr):
+    """Allow the launch after this one to begin once all programs of this one have come so far, or ended.
+
+    Programmatic dependent launch (CUDA programming guide). Every kernel must then `await_previous` before
+    it touches memory that any launch before it reads or writes; only weights are never written. Kernels say
+    so after they have waited themselves, long ones after their loop: programs that wait take room, and
+    where several launches in a row waited, those that worked were spread over the device unevenly.
+    """
+    if OVERLAP:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def await_previous(OVERLAP: tl.constexpr):
+    """Wait until the launch before this one has ended, and with it (as it waited, too) all before it."""
+    if OVERLAP:
+        gdc_wait()
 
 
 @triton.jit
@@ -67,6 +88,15 @@ def clear_halo(plane, first, H, W, HALO, stride_h, stride_w, stride_n, N: tl.con
 def next_power_of_2(n: int) -> int:
     """The smallest power of two that is at least ``n`` (and at least 1)."""
     return 1 << max(n - 1, 0).bit_length()
+
+
+def overlap() -> dict[str, bool]:
+    """Options of launches that may begin before the one before has ended: from compute capability 9.0 on."""
+    if triton.knobs.runtime.interpret:
+        return {"OVERLAP": False}
+    target = triton.runtime.driver.active.get_current_target()
+    able = target.backend == "cuda" and target.arch >= 90
+    return {"OVERLAP": able, "launch_pdl": able}
 
 
 def halo_elements(height: int, width: int, halo: int, batch: int) -> int:

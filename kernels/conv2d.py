@@ -12,9 +12,12 @@ import triton
 import triton.language as tl
 from finepruning.kernels.common import (
     activate,
+    await_previous,
     clear_halo,
     halo_elements,
+    let_next_begin,
     needs_64_bits,
+    overlap,
     strides_in_units,
 )
 from finepruning.kernels.conv2d_tile import run_length, tile_shape
@@ -34,7 +37,7 @@ def sparse_conv2d_kernel(
     N: tl.constexpr, X_UNIT: tl.constexpr, Y_UNIT: tl.constexpr, R_UNIT: tl.constexpr,
     KW: tl.constexpr, KHW: tl.constexpr, GROUPED: tl.constexpr, CLEAR: tl.constexpr, WIDE: tl.constexpr,
     SLICE: tl.constexpr, RUNS: tl.constexpr, ROWS: tl.constexpr, SPLIT: tl.constexpr, RUN: tl.constexpr,
-    BORDER: tl.constexpr,
+    BORDER: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """A tile is [RUNS, ROWS * SPLIT, RUN]: runs of outputs, (row, share of its weights), outputs of a run.
 
@@ -53,6 +56,7 @@ def sparse_conv2d_kernel(
     pid = tl.program_id(0)
     if CLEAR:  # noqa: SIM102 - known at compile time, unlike the inner test
         if pid >= programs:
+            await_previous(OVERLAP)
             plane = (pid - programs) % rows
             if WIDE:
                 plane = plane.to(tl.int64)
@@ -103,6 +107,7 @@ def sparse_conv2d_kernel(
         group = channel * channels_per_group * xc
     total = tl.zeros([RUNS, ROWS * SPLIT, RUN], tl.float32)
     left = width
+    await_previous(OVERLAP)
     while left > 0:
         inside = share < left
         c = tl.load(col + at, mask=inside, other=0).to(tl.int32)
@@ -123,6 +128,7 @@ def sparse_conv2d_kernel(
         values += SPLIT
 
     result = tl.sum(tl.reshape(total, [RUNS, ROWS, SPLIT, RUN]), axis=2)
+    let_next_begin(OVERLAP)
     slots = slot + tl.arange(0, ROWS)
     row = tl.load(order + slots, mask=slots < rows, other=0)
     if WIDE:
@@ -183,7 +189,7 @@ def sparse_conv2d(
         KW=taps_w, KHW=taps_h * taps_w, GROUPED=groups > 1, CLEAR=halo > 0,
         WIDE=needs_64_bits(x, y, extra), SLICE=SLICE_ROWS,
         RUNS=shape.runs, ROWS=shape.rows, SPLIT=shape.split, RUN=shape.run,
-        BORDER=BORDER, num_warps=shape.warps,
+        BORDER=BORDER, num_warps=shape.warps, **overlap(),
     )  # fmt: skip
 
 

@@ -10,7 +10,15 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from finepruning.kernels.common import activate, clear_halo, halo_elements, strides_chwn
+from finepruning.kernels.common import (
+    activate,
+    await_previous,
+    clear_halo,
+    halo_elements,
+    let_next_begin,
+    overlap,
+    strides_chwn,
+)
 from finepruning.kernels.dense_tile import DenseTile, dense_tile
 from torch import Tensor
 
@@ -26,7 +34,7 @@ def dense_conv2d_kernel(
     C: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BOUNDS: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
     CLEAR: tl.constexpr, ROWS: tl.constexpr, PIXELS: tl.constexpr, DEPTH: tl.constexpr,
-    TURNS: tl.constexpr, SHARES: tl.constexpr, BORDER: tl.constexpr,
+    TURNS: tl.constexpr, SHARES: tl.constexpr, BORDER: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program sums TURNS * DEPTH products (tap, channel) for ROWS channels of PIXELS output pixels.
 
@@ -38,6 +46,7 @@ def dense_conv2d_kernel(
     pid = tl.program_id(0)
     if CLEAR:  # noqa: SIM102 - known at compile time, unlike the inner test
         if pid >= programs:
+            await_previous(OVERLAP)
             plane = (pid - programs) % (rows * N)
             clear_halo(
                 y + (plane // N) * yc + (plane % N) * yn,
@@ -60,13 +69,15 @@ def dense_conv2d_kernel(
     lane = tl.arange(0, DEPTH)
     filters = weight + row * (TAPS * C)
     total = tl.zeros([ROWS, PIXELS], tl.float32)
+    await_previous(OVERLAP)
     for turn in range(TURNS):
         first = (share * TURNS + turn) * DEPTH
         k = first + lane
         if C % DEPTH == 0:
-            # One tap for the whole turn, neighbouring channels: wide loads.
+            # One tap for the whole turn. Told that a row of channels is aligned, the compiler copies it to
+            # shared memory turns ahead, 16 bytes at a time; otherwise it loads at once, by twos.
             tap = first // C
-            channel = first % C + lane
+            channel = tl.multiple_of(first % C, DEPTH) + lane
         else:
             tap = k // C
             channel = k % C
@@ -89,6 +100,7 @@ def dense_conv2d_kernel(
             stored &= (k < TAPS * C)[None, :]
         w = tl.load(filters[:, None] + k[None, :], mask=stored, other=0.0)
         total = tl.dot(w, read, total, input_precision="tf32")
+    let_next_begin(OVERLAP)
 
     if SHARES > 1:
         inner = tl.arange(0, ROWS)[:, None] * PIXELS + tl.arange(0, PIXELS)[None, :]
@@ -161,11 +173,11 @@ def dense_conv2d(
         HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, ACTIVATION=activation,
         CLEAR=halo > 0,
         ROWS=tile.rows, PIXELS=tile.pixels, DEPTH=tile.depth, TURNS=tile.turns, SHARES=tile.shares,
-        BORDER=BORDER, num_warps=tile.warps, num_stages=tile.stages,
+        BORDER=BORDER, num_warps=tile.warps, num_stages=tile.stages, **overlap(),
     )  # fmt: skip
 
 
 def tile_of(x: Tensor, weight: Tensor, y: Tensor) -> DenseTile:
     """The tile that `dense_conv2d` takes for these tensors."""
     pixels = y.shape[0] * y.shape[2] * y.shape[3]
-    return dense_tile(y.shape[1], pixels, weight.shape[1], x.dtype.itemsize)
+    return dense_tile(y.shape[1], pixels, weight.shape[1], x.shape[1], x.dtype.itemsize)

@@ -10,10 +10,13 @@ import triton
 import triton.language as tl
 from finepruning.kernels.common import (
     activate,
+    await_previous,
     clear_halo,
     halo_elements,
+    let_next_begin,
     needs_64_bits,
     next_power_of_2,
+    overlap,
     strides_chwn,
 )
 from torch import Tensor
@@ -27,9 +30,11 @@ def elementwise_kernel(
     channels, H, W, halo, tiles,
     ac, ah, aw, an, bc, bh, bw, bn, rc, rh, rw, rn, yc, yh, yw, yn,
     OP: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
-    N: tl.constexpr, CLEAR: tl.constexpr, WIDE: tl.constexpr, BLOCK_P: tl.constexpr,
+    N: tl.constexpr, CLEAR: tl.constexpr, WIDE: tl.constexpr, BLOCK_P: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program writes BLOCK_P elements (row, column, image) of one channel; strides 0 broadcast."""
+    await_previous(OVERLAP)
+    let_next_begin(OVERLAP)
     channel = tl.program_id(0) % channels
     tile = tl.program_id(0) // channels
     if WIDE:
@@ -93,7 +98,7 @@ def elementwise(
     elementwise_kernel[(channels * (tiles + border),)](
         *inputs, target, channels, height, width, halo, tiles, *strides,
         OP=op, HAS_RESIDUAL=residual is not None, ACTIVATION=activation,
-        N=batch, CLEAR=halo > 0, WIDE=needs_64_bits(*inputs, target), BLOCK_P=block,
+        N=batch, CLEAR=halo > 0, WIDE=needs_64_bits(*inputs, target), BLOCK_P=block, **overlap(),
     )  # fmt: skip
 
 

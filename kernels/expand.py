@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from finepruning.kernels.common import next_power_of_2
+from finepruning.kernels.common import await_previous, let_next_begin, next_power_of_2, overlap
 from finepruning.kernels.sliced_ell import SLICE_ROWS, SlicedEll
 from torch import Tensor
 
@@ -18,32 +18,36 @@ def expand_kernel(
     values, col, ptr, order, dense,
     first_row, columns, channels,
     KHW: tl.constexpr, CHANNELS_LAST: tl.constexpr, SLICE: tl.constexpr, BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program writes one row of ``dense``, whose row 0 is row ``first_row`` of the matrix."""
     slot = first_row + tl.program_id(0)
     row = tl.load(order + slot) - first_row
     out = dense + row.to(tl.int64) * columns
     lane = tl.arange(0, BLOCK)
+    piece = slot // SLICE
+    first = tl.load(ptr + piece)
+    width = tl.load(ptr + piece + 1) - first
+    start = first * SLICE + (slot % SLICE) * width
+    v = tl.load(values + start + lane, mask=lane < width, other=0.0)
+    c = tl.load(col + start + lane, mask=lane < width, other=0).to(tl.int32)
+    await_previous(OVERLAP)
+    let_next_begin(OVERLAP)
     k = 0
     while k < columns:
         tl.store(out + k + lane, tl.zeros([BLOCK], dense.dtype.element_ty), mask=k + lane < columns)
         k += BLOCK
     # Other threads of this program may scatter to what this one has just cleared.
     tl.debug_barrier()
-    piece = slot // SLICE
-    first = tl.load(ptr + piece)
-    width = tl.load(ptr + piece + 1) - first
-    start = first * SLICE + (slot % SLICE) * width
     k = 0
     while k < width:
-        inside = k + lane < width
-        v = tl.load(values + start + k + lane, mask=inside, other=0.0)
-        c = tl.load(col + start + k + lane, mask=inside, other=0).to(tl.int32)
         if CHANNELS_LAST:
             c = (c % KHW) * channels + c // KHW
         # Rows are padded with zeros at column 0, which must not overwrite a weight there.
-        tl.store(out + c, v.to(dense.dtype.element_ty), mask=inside & (v != 0.0))
+        tl.store(out + c, v.to(dense.dtype.element_ty), mask=v != 0.0)
         k += BLOCK
+        v = tl.load(values + start + k + lane, mask=k + lane < width, other=0.0)
+        c = tl.load(col + start + k + lane, mask=k + lane < width, other=0).to(tl.int32)
 
 
 def expand(
@@ -67,5 +71,5 @@ def expand(
         weight.values, weight.col, weight.ptr, weight.order, dense,
         first_row, weight.columns, weight.columns // taps,
         KHW=taps, CHANNELS_LAST=channels_last and taps > 1, SLICE=SLICE_ROWS,
-        BLOCK=min(1024, max(128, next_power_of_2(weight.columns))),
+        BLOCK=min(1024, max(128, next_power_of_2(weight.columns))), **overlap(),
     )  # fmt: skip

@@ -1,8 +1,7 @@
 """Sparse fully connected layers: y = activation(x W^T + bias + residual), W in sliced ELL.
 
 Batch 1 reads weights as long contiguous runs and gathers x, from shared memory or from cache. Larger batches
-gather, for each weight, one contiguous run of a batch-innermost x; rows of one program walk the columns side
-by side, so that they find each other's runs in cache.
+gather, for each weight, one contiguous run of a batch-innermost x.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
-from finepruning.kernels.common import activate, next_power_of_2
+from finepruning.kernels.common import activate, await_previous, let_next_begin, next_power_of_2, overlap
 from finepruning.kernels.sliced_ell import SLICE_ROWS, SlicedEll
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from torch import Tensor
 PROCESSORS = 132
 # Beyond this, x in shared memory leaves room for too few programs.
 MAX_SHARED_BYTES = 32 << 10
-CACHE_LINE_BYTES = 128
+MAX_IMAGES = 64
 
 
 class SpmvTile(NamedTuple):
@@ -93,12 +92,12 @@ def spmv_kernel(
     rows, columns, stride_x, stride_r, stride_y,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
     SLICE: tl.constexpr, ROWS: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr,
-    SHARED: tl.constexpr, AHEAD: tl.constexpr, CACHE: tl.constexpr,
+    SHARED: tl.constexpr, AHEAD: tl.constexpr, CACHE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program computes ROWS consecutive slots for one input vector.
 
     SHARED is 0, or a power of two not below the number of columns: then each turn of the loop keeps x in
-    shared memory. What the end of the program needs is read first, as nothing before it waits for that.
+    shared memory. Weights and bias, which no launch writes, are read before the wait for the one before.
     """
     slot = tl.program_id(0) * ROWS
     slots = slot + tl.arange(0, ROWS)
@@ -108,6 +107,8 @@ def spmv_kernel(
     extra = tl.zeros([ROWS], tl.float32)
     if HAS_BIAS:
         extra += tl.load(bias + row, mask=valid, other=0.0).to(tl.float32)
+    c, v = entries_at(col, values, start, width, 0, BLOCK, CACHE)
+    await_previous(OVERLAP)
     if HAS_RESIDUAL:
         extra += tl.load(residual + row * stride_r, mask=valid, other=0.0).to(tl.float32)
     if SHARED > 0:
@@ -118,13 +119,9 @@ def spmv_kernel(
     else:
         total = tl.zeros([ROWS, BLOCK], tl.float32)
     k = 0
-    if AHEAD:
-        c, v = entries_at(col, values, start, width, k, BLOCK, CACHE)
     while k < longest:
         if AHEAD:
             next_c, next_v = entries_at(col, values, start, width, k + BLOCK, BLOCK, CACHE)
-        else:
-            c, v = entries_at(col, values, start, width, k, BLOCK, CACHE)
         # Outside, as where rows are padded, 0 meets x of column 0: no mask.
         if SHARED > 0:
             gathered = tl.reshape(tl.gather(held, tl.reshape(c, [ROWS * BLOCK]), 0), [ROWS, BLOCK])
@@ -135,6 +132,9 @@ def spmv_kernel(
         if AHEAD:
             c = next_c
             v = next_v
+        else:
+            c, v = entries_at(col, values, start, width, k, BLOCK, CACHE)
+    let_next_begin(OVERLAP)
     result = (total if SHARED > 0 else tl.sum(total, axis=1)) + extra
     tl.store(y + row * stride_y, activate(result, ACTIVATION).to(y.dtype.element_ty), mask=valid)
 
@@ -146,7 +146,7 @@ def spmm_kernel(
     N: tl.constexpr, stride_xf: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
     SLICE: tl.constexpr, ALIGN: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program computes ROWS consecutive slots for BLOCK_N of N images, BLOCK_K weights at a time.
 
@@ -167,6 +167,7 @@ def spmm_kernel(
     images = (x + n * stride_xn)[None, None, :]
     total = tl.zeros([ROWS, BLOCK_K, BLOCK_N], tl.float32)
     c, v = entries_at(col, values, start, width, 0, BLOCK_K, "")
+    await_previous(OVERLAP)
     k = 0
     while k < longest:
         # Outside, as where rows are padded, 0 meets x of column 0: only images need a mask, if any.
@@ -179,6 +180,7 @@ def spmm_kernel(
         k += BLOCK_K
         c, v = entries_at(col, values, start, width, k, BLOCK_K, "")
         total += weight[:, :, None] * run.to(tl.float32)
+    let_next_begin(OVERLAP)
     result = tl.sum(total, axis=1)
     write = valid[:, None] & wanted[None, :]
     if HAS_BIAS:
@@ -209,12 +211,14 @@ def spmv_tile(weight: SlicedEll) -> SpmvTile:
 
 
 def spmm_tile(weight: SlicedEll, batch: int) -> SpmmTile:
-    """The tile for a weight and a number of images: a column's run of images is at most a line of cache."""
-    images = min(next_power_of_2(batch), CACHE_LINE_BYTES // weight.values.element_size())
+    """The tile for a weight and a number of images, as measured on an H200: one warp adds by itself."""
+    images = min(next_power_of_2(batch), MAX_IMAGES)
+    width = max(32, next_power_of_2(mean_width(weight)))
     if images > 8:
-        return SpmmTile(8, 512 // images, images, 1, 4)
-    entries = min(2048 // images, 512, max(32, next_power_of_2(mean_width(weight))))
-    return SpmmTile(1, entries, images, 1, 4)
+        return SpmmTile(1, min(2048 // images, width), images, 1, 1)
+    if weight.values.element_size() == 2:
+        return SpmmTile(2, min(1024 // images, 512, width), images, 1, 1)
+    return SpmmTile(1, min(2048 // images, 512, width), images, 1, 4)
 
 
 def _vector(wanted: int, weight: SlicedEll) -> int:
@@ -245,8 +249,7 @@ def spmv(
         HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, ACTIVATION=activation,
         SLICE=SLICE_ROWS, ROWS=tile.rows, ALIGN=_vector(tile.vector, weight), BLOCK=tile.block,
         SHARED=next_power_of_2(weight.columns) if tile.shared else 0, AHEAD=tile.ahead,
-        CACHE=".cg" if tile.stream else "",
-        num_warps=tile.warps,
+        CACHE=".cg" if tile.stream else "", num_warps=tile.warps, **overlap(),
     )  # fmt: skip
 
 
@@ -275,5 +278,5 @@ def spmm(
         N=x.shape[0], stride_xf=x.stride(1),
         HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, ACTIVATION=activation,
         SLICE=SLICE_ROWS, ALIGN=_vector(tile.vector, weight),
-        ROWS=tile.rows, BLOCK_K=tile.entries, BLOCK_N=tile.images, num_warps=tile.warps,
+        ROWS=tile.rows, BLOCK_K=tile.entries, BLOCK_N=tile.images, num_warps=tile.warps, **overlap(),
     )  # fmt: skip

@@ -60,9 +60,10 @@ def placements(
 ) -> dict[str, Placement]:
     """Decide the memory order of every value.
 
-    Sparse kernels read batch-innermost memory with a border as wide as their padding; cuDNN reads
+    Sparse kernels read batch-innermost memory with a border as wide as their padding; tensor cores read
     ``dense_order``. Everything else takes any strides, so a value follows the step that reads it, and
-    batch-innermost wins where both kinds read it.
+    batch-innermost wins where both kinds read it. Channels that a dense convolution writes side by side stay
+    so for a pool and the like: to turn a large map over costs more than the convolution.
     """
     sparse = {name for name, choice in choices.items() if choice.method == "sparse"}
     readers: dict[str, list[Step]] = {name: [] for name in plan.values}
@@ -73,9 +74,9 @@ def placements(
     result: dict[str, Placement] = {}
     for name in [plan.input, *(step.output for step in plan.steps)]:
         value = plan.values[name]
-        order, halo = _order(name, len(value.shape), readers[name], sparse, dense_order)
-        placement = Placement(tuple(value.shape), value.dtype, order, halo)
         made = maker.get(name)
+        order, halo = _order(name, len(value.shape), made, readers[name], sparse, dense_order)
+        placement = Placement(tuple(value.shape), value.dtype, order, halo)
         if made is not None and made.op == "view" and made.residual is None and made.activation is None:
             _share(placement, made.inputs[0], result[made.inputs[0]])
         result[name] = placement
@@ -85,6 +86,7 @@ def placements(
 def _order(
     name: str,
     rank: int,
+    made: Step | None,
     readers: list[Step],
     sparse: set[str],
     dense_order: Literal["contiguous", "channels_last"],
@@ -98,6 +100,9 @@ def _order(
         return "batch_innermost", max(max(step.attrs["padding"]) for step in by_sparse)
     if any(step.op == "conv2d" for step in readers) or not sparse:
         return dense_order, 0
+    dense = made is not None and made.op == "conv2d" and made.name not in sparse
+    if dense and dense_order == "channels_last" and not any(step.op == "view" for step in readers):
+        return "channels_last", 0
     return "batch_innermost", 0
 
 

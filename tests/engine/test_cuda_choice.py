@@ -75,7 +75,7 @@ def test_a_nearly_dense_layer_keeps_dense_weights():
     assert "too few zeros" in choice.why_dense
 
 
-def _plan() -> Plan:
+def _plan(last: str = "view") -> Plan:
     csr = CSR.from_dense(torch.ones(4, 4, 3, 3))
     geometry = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     shapes = {"x": (2, 4, 6, 6), "a": (2, 4, 6, 6), "b": (2, 4, 6, 6), "c": (2, 4, 6, 6), "f": (2, 144)}
@@ -83,8 +83,12 @@ def _plan() -> Plan:
         Step("conv1", "conv2d", ("x",), "a", geometry, csr),
         Step("conv2", "conv2d", ("a",), "b", geometry, csr),
         Step("conv3", "conv2d", ("b",), "c", geometry, csr, residual="a"),
-        Step("flat", "view", ("c",), "f", {"shape": (2, 144)}),
+        Step("flat", "view", ("c",), "f", {"shape": (2, 144)})
+        if last == "view"
+        else Step("sum", last, ("c", "c"), "f"),
     )
+    if last != "view":
+        shapes["f"] = shapes["c"]
     return Plan(steps, {name: Value(name, shape) for name, shape in shapes.items()}, "x", "f")
 
 
@@ -97,6 +101,11 @@ def test_sparse_readers_decide_the_order_and_the_border():
     assert [(p.order, p.halo) for p in (placed["x"], placed["a"])] == [("batch_innermost", 1)] * 2
     assert placed["b"].order == "channels_last"
     assert placed["f"].source == "c"
+    # What a dense convolution leaves for an addition keeps its channels side by side; a view wants rows.
+    assert placements(_plan("add"), _choices("sparse", "sparse", "dense"), "channels_last")["c"].order == (
+        "channels_last"
+    )
+    assert placed["c"].order == "batch_innermost"
     dense = placements(_plan(), _choices("dense", "dense", "dense"), "contiguous")
     assert {p.order for p in dense.values()} == {"contiguous"}
 

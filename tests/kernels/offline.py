@@ -108,6 +108,11 @@ def facts(kernel):
     return {
         "loads": sorted(set(re.findall(r"ld\.global[\w.:]*", ptx))),
         "stores": sorted(set(re.findall(r"st\.global[\w.:]*", ptx))),
+        # 16 bytes a thread and copy: what all turns under way put into shared memory.
+        "copied_bytes": 512 * kernel.metadata.num_warps * len(re.findall(r"cp\.async\.c[ag].*?, 0x10", ptx)),
+        "waits": len(re.findall(r"griddepcontrol\.wait", ptx)),
+        "begins_next": "griddepcontrol.launch_dependents" in ptx,
+        "written_before_waiting": "st.global" in ptx.partition("griddepcontrol.wait")[0],
         "tensor_cores": bool(re.search(r"\b(wgmma|mma)\.", ptx)),
         "float64": ".f64" in ptx,
         "spilled_bytes": sum(int(n) for n in re.findall(r"(\d+) bytes spill", info)),
@@ -180,16 +185,18 @@ def launches(dtype):
     )
     result["sparse_conv2d batch 64, 64-bit offsets"] = lambda: convolution(64, 7, 0)
 
-    def dense(batch, size):
+    def dense(batch, size, rows=256):
         x = torch.empty(batch, 256, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        y = torch.empty_like(x)
-        matrix = torch.empty(256, 256 * 9, dtype=dtype)
+        y = torch.empty(batch, rows, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        matrix = torch.empty(rows, 256 * 9, dtype=dtype)
         tile = tile_of(x, matrix, y)
         partial, arrived = torch.empty(max(tile.partial, 1)), torch.zeros(tile.tiles, dtype=torch.int32)
         KERNELS["dense_conv2d"].launch(x, matrix, y, partial, arrived, kernel=(3, 3), padding=(1, 1))
 
     result["dense_conv2d batch 1"] = lambda: dense(1, 14)
+    result["dense_conv2d batch 1, 28x28"] = lambda: dense(1, 28)
     result["dense_conv2d batch 64"] = lambda: dense(64, 14)
+    result["dense_conv2d batch 64, 64 rows"] = lambda: dense(64, 56, 64)
     result["expand convolution"] = lambda: KERNELS["expand"].launch(
         conv, torch.empty(16, 2304, dtype=dtype), kernel=(3, 3), channels_last=True
     )

@@ -37,6 +37,19 @@ def test_nothing_spills(kernels):
     assert {name: facts["spilled_bytes"] for name, facts in kernels.items() if facts["spilled_bytes"]} == {}
 
 
+def test_launches_overlap_and_wait_before_they_write(kernels):
+    """Of the border, too, which has a way of its own through the program."""
+    assert {
+        name for name, facts in kernels.items() if not facts["waits"] or not facts["begins_next"]
+    } == set()
+    assert {name for name, facts in kernels.items() if facts["written_before_waiting"]} == set()
+
+
+def test_tensor_cores_read_shared_memory_that_wide_copies_fill_ahead(kernels):
+    dense = {name: facts for name, facts in kernels.items() if name.startswith("dense_conv2d")}
+    assert {name: f for name, f in dense.items() if f["copied_bytes"] != f["shared_bytes"]} == {}
+
+
 def _starved(facts):
     """Whether a processor holds too few loads to keep memory busy, or too little to hide arithmetic behind.
 

@@ -43,6 +43,23 @@ def test_average(batch, include_pad, divisor, kernel, stride, padding, ceil_mode
     assert_close(y, expected)
 
 
+@pytest.mark.parametrize("halo", [0, 1])
+@pytest.mark.parametrize("mode", ["max", "avg"])
+@pytest.mark.parametrize("channels", [1, 3, 70])
+def test_channels_last(channels, mode, halo):
+    x = torch.randn(2, channels, 9, 7)
+    expected = (F.max_pool2d if mode == "max" else F.avg_pool2d)(x, 3, 2, 1)
+    y, memory = poisoned(tuple(expected.shape), halo)
+    last = x.to(DEVICE).contiguous(memory_format=torch.channels_last)
+    pool2d(mode, last, y, kernel=(3, 3), stride=(2, 2), padding=(1, 1), halo=halo)
+    assert_close(y, expected)
+    assert border_is_zero(memory, tuple(expected.shape), halo)
+    if not halo:
+        y = torch.full_like(y, float("nan")).contiguous(memory_format=torch.channels_last)
+        pool2d(mode, last, y, kernel=(3, 3), stride=(2, 2), padding=(1, 1))
+        assert_close(y, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bit_and_activation(dtype):
     x = torch.randn(2, 3, 6, 6).to(dtype)
