@@ -237,7 +237,8 @@ def spmv(
     """Write ``activation(x W^T + bias + residual)`` of one image to ``y``; sums are float32.
 
     Args:
-        x: ``[1, columns]``, any strides. weight: ``rows x columns``, on the device of ``x``.
+        x: ``[1, columns]``, any strides. Its first feature must be finite: padded entries multiply it by 0.
+        weight: ``rows x columns``, on the device of ``x``.
         y: ``[1, rows]``, any strides, every element is written. residual: like ``y``.
         bias: ``[rows]``. activation: a name of `common.ACTIVATIONS`.
     """
@@ -265,7 +266,8 @@ def spmm(
     """Write ``activation(x W^T + bias + residual)`` to ``y``; sums are float32.
 
     Args:
-        x: ``[N, columns]``, any strides; batch-innermost memory is fastest.
+        x: ``[N, columns]``, any strides; batch-innermost memory is fastest. First features must be finite:
+            padded entries multiply them by 0.
         weight: ``rows x columns``, on the device of ``x``.
         y: ``[N, rows]``, any strides, every element is written. residual: like ``y``.
         bias: ``[rows]``. activation: a name of `common.ACTIVATIONS`.
