@@ -43,6 +43,8 @@ LINEAR_LAYERS = ((4096, 9216), (4096, 25088))
 BUDGET_SECONDS = 440
 OURS = "finepruning"
 KEY = ("network", "density", "batch", "dtype", "peer")
+# Stands in the file while rows are measured, and stays where the process does not survive that.
+ENDED = "the process ended while this was measured"
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,9 @@ def run(options: argparse.Namespace, begun: float) -> int:
         wanted = [row for row in wanted if row["peer"] not in out]
         if not wanted:
             continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ended = [{**row, "error": ENDED} for row in wanted]
+        path.write_text(json.dumps({**result, "rows": result["rows"] + ended}, indent=1) + "\n")
         if elapsed() > options.budget:
             rows = [{**row, "error": f"not measured: {options.budget:.0f} s are over"} for row in wanted]
         else:
@@ -214,7 +219,6 @@ def run(options: argparse.Namespace, begun: float) -> int:
                 rows = [{**row, "error": f"{type(error).__name__}: {error}"} for row in wanted]
         result["rows"] += rows
         print("\n".join(text(row) for row in rows), flush=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")
     failed = sum("error" in row or "skipped" in row for row in result["rows"])
     print(f"{len(result['rows'])} rows, {failed} without a time, {elapsed():.0f} s: {path}")
@@ -240,10 +244,14 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def previous(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Rows of an earlier run that have a time; none where the file is missing or damaged."""
+    """Rows of an earlier run that have a time or ended it; none where the file is missing or damaged."""
     try:
         rows = json.loads(path.read_text())["rows"]
-        return {tuple(row[key] for key in KEY): row for row in rows if row.get("median_ms")}
+        return {
+            tuple(row[key] for key in KEY): row
+            for row in rows
+            if row.get("median_ms") or row.get("error") == ENDED
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -298,7 +306,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--budget", type=float, default=BUDGET_SECONDS, help="seconds after which no row is begun"
     )
-    parser.add_argument("--resume", action="store_true", help="keep the rows that the file has")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the rows that the file has; what ended the process is not tried again",
+    )
     parser.add_argument("--out", help="where to write the JSON")
     parser.add_argument("--dry-run", action="store_true", help="list the rows and stop; needs no GPU")
     options = parser.parse_args(arguments)

@@ -5,8 +5,10 @@ Nothing here waits for the device but the recording. See `Recording` for what ke
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,7 +25,8 @@ class Recording:
     pool. cuBLAS keeps a workspace for each stream and hands it to whoever uses that stream next; streams
     come from a small pool, so two graphs might be given one workspace and spoil each other's results when
     they run at once. Workspaces are therefore dropped before the capture, which then allocates one in its
-    own pool, and after it.
+    own pool, and after it. Python's cyclic garbage is not collected meanwhile: it may hold another graph,
+    which must not be destroyed during a capture.
 
     Args:
         device: a CUDA device with an index, which must be the current one.
@@ -48,6 +51,7 @@ class Recording:
             # Other threads may go on allocating and launching on streams of their own.
             with (
                 torch.no_grad(),
+                _no_collection(),
                 torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
             ):
                 launch()
@@ -65,6 +69,17 @@ class Recording:
         """Device memory of the graph's private pool."""
         segments = torch.cuda.memory.memory_snapshot(self._graph.pool(), include_traces=False)  # type: ignore[no-untyped-call]
         return sum(int(segment["total_size"]) for segment in segments)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def replay_seconds(device: torch.device, replay: Callable[[], None], samples: int = 11) -> float:

@@ -16,6 +16,7 @@ from finepruning.engine import cuda_program
 from finepruning.engine.capture import capture
 from finepruning.engine.cuda import CudaExecutor
 from finepruning.engine.cuda_batch import bucket
+from finepruning.engine.cuda_graph import Recording
 from finepruning.engine.fuse import fuse
 from finepruning.engine.plan import keeps_images_apart
 from finepruning.engine.reference import ReferenceExecutor
@@ -55,6 +56,27 @@ def test_recording_warms_up_first_and_keeps_workspaces_apart(gpu, executor):
         "clear",
         "record on default",
     ]
+
+
+def test_no_garbage_is_collected_during_a_capture(gpu):
+    """It may hold another graph, whose end would spoil the capture."""
+    seen = []
+
+    def launch():
+        if gpu.capturing:
+            seen.append(gc.isenabled())
+
+    assert gc.isenabled()
+    Recording(torch.device("cuda", 0), launch)
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="in the capture"):
+        Recording(torch.device("cuda", 0), lambda: fail() if gpu.capturing else None)
+    assert gc.isenabled()
+    assert seen == [False]
+
+
+def fail():
+    raise RuntimeError("in the capture")
 
 
 def test_a_call_waits_for_the_one_before_and_never_for_the_device(gpu, executor):

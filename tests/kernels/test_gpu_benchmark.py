@@ -114,6 +114,21 @@ def test_what_the_time_does_not_allow_is_listed_and_measured_on_resuming(faked, 
     assert all(row["median_ms"] == 1.0 for row in resumed["rows"] if "left_out" not in row)
 
 
+def test_what_ended_the_process_is_named_and_not_tried_again(faked, tmp_path, monkeypatch):
+    path, networks = tmp_path / "out.json", ("--networks", "alexnet", "--densities", "0.2")
+    with monkeypatch.context() as patched:
+        patched.setattr(faked, "measured", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            _run(faked, path, *networks)
+    ended = [row for row in json.loads(path.read_text())["rows"] if "error" in row]
+    assert {row["network"] for row in ended} == {"alexnet"}
+    assert {row["error"] for row in ended} == {"the process ended while this was measured"}
+    code, resumed = _run(faked, path, *networks, "--resume")
+    assert code == 1
+    assert [row for row in resumed["rows"] if "error" in row] == ended
+    assert sum(row.get("median_ms") == 1.0 for row in resumed["rows"]) > len(ended)
+
+
 def test_what_is_left_out_is_listed_and_no_failure(faked, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["gpu_checks"], "all_checks", lambda: iter([("good", lambda: None)]))
     code, result = _run(faked, tmp_path / "out.json", "--networks", "alexnet", "--densities", "0.2")
