@@ -113,7 +113,7 @@ def left_out(job: Job) -> list[dict[str, Any]]:
 
 
 def compile_ahead(options: argparse.Namespace, seconds: float) -> int:
-    """Fill Triton's cache with the networks' sparse kernels; how many configurations made it.
+    """Fill Triton's cache with kernels of the networks; how many configurations made it.
 
     A process a core: compiling takes most of the time otherwise. What fails (said once) or takes too long is
     compiled when needed.

@@ -60,16 +60,25 @@ def switch_on(capability: int, seen: Callable[[Any, Any, tuple[int, ...]], None]
 
 
 def compile_plan(plan: Plan) -> None:
-    """Compile what ``plan`` launches with every layer sparse, as a whole and layer by layer."""
-    names = [layer.name for layer in layers(plan) if layer.direct]
+    """Compile what ``plan`` launches with every layer sparse, as a whole and layer by layer.
+
+    In 16 bits, also each convolution by itself, expanded and multiplied by `dense_conv2d`.
+    """
+    cpu = torch.device("cpu")
+    candidates = [layer for layer in layers(plan) if layer.direct]
     steps = {step.name: step for step in plan.steps}
-    parts = [cuda_measure.alone(plan, steps[name], "sparse", torch.device("cpu")) for name in names]
-    choices = {name: Choice("sparse", {}) for name in names}
     order: Literal["contiguous", "channels_last"]
     order = "channels_last" if plan.values[plan.input].dtype.itemsize == 2 else "contiguous"
+    sparse = {layer.name: Choice("sparse", {}) for layer in candidates}
+    parts = [(plan, sparse)]
+    for layer in candidates:
+        parts.append((cuda_measure.alone(plan, steps[layer.name], "sparse", cpu), sparse))
+        if layer.fusible:
+            expanded = {layer.name: Choice("expand", {}, fused=True)}
+            parts.append((cuda_measure.alone(plan, steps[layer.name], "expand", cpu), expanded))
     kept = []  # packed weights are shared by what is alive
-    for part in (plan, *parts):
-        program = Program(part, choices, lay_out(part, choices, order), torch.device("cpu"))
+    for part, choices in parts:
+        program = Program(part, choices, lay_out(part, choices, order), cpu)
         with torch.no_grad():
             program.run()
         kept.append(program.packed)

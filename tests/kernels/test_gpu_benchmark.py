@@ -178,23 +178,30 @@ class Tiny:
         return fuse(*self.captured, batch, dtype)
 
 cuda_offline.Outline = Tiny
-sys.exit(cuda_offline.main(["tiny", "1", "float32", "90", "0.1"]))
+sys.exit(cuda_offline.main(["tiny", "1", sys.argv[1], "90", "0.1"]))
 """
 
 
-def test_compiling_ahead_fills_the_cache(tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("float32", {"spmv", "sparse_conv2d"}),
+        ("float16", {"spmv", "sparse_conv2d", "expand", "dense_conv2d"}),
+    ],
+)
+def test_compiling_ahead_fills_the_cache(tmp_path, dtype, expected):
     """A second process finds every kernel there."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     kernels = []
     for _ in range(2):
-        command = [sys.executable, "-c", TINY]
+        command = [sys.executable, "-c", TINY, dtype]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert int(done.stdout) >= 4  # both layers, in the plan and alone
         kernels.append({str(path): path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")})
     assert kernels[0] == kernels[1]
-    assert any("sparse_conv2d" in name for name in kernels[0])
+    assert {Path(name).stem.removesuffix("_kernel") for name in kernels[0]} == expected
 
 
 def test_thinning_keeps_the_largest_weights_and_the_norm(gpu):
