@@ -199,7 +199,7 @@ def run(options: argparse.Namespace, begun: float) -> int:
         print(f"checks ended after {elapsed():.0f} s: {len(failures)} failed", flush=True)
     result = {**describe(name), "failed_checks": failures, "rows": list(done.values())}
     networks = gpu_networks.Networks()
-    gc.freeze()  # every capture collects garbage first; what lives for good need not be searched
+    gc.freeze()  # comparing memory collects garbage; what lives for good need not be searched
     for job in jobs(options):
         result["rows"] += left_out(job)
         out = {row["peer"] for row in left_out(job)}

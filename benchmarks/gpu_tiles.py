@@ -76,7 +76,6 @@ DENSE_FORMS = (
     *((rows, 256, 64, 8, 3) for rows in (64, 128)),
     (64, 64, 32, 4, 4),
 )
-PROCESSORS = 132
 DENSITIES = {1: (0.10, 0.05), 8: (0.10,)}
 MAX_ERROR = 1e-2
 LAUNCHES = 10
@@ -157,6 +156,7 @@ def sparse_rows(
 
 def dense_tiles(shape: tuple[int, int, int], channels: int) -> list[Any]:
     """Every form, with no shares, as many as occupy each processor once or twice, and half as many."""
+    from finepruning.kernels.common import PROCESSORS
     from finepruning.kernels.dense_tile import cut
 
     out, pixels, _ = shape

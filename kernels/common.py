@@ -8,6 +8,8 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 MAX_OFFSET = 2**31 - 1
+# An H100 or H200 has 132 processors; others have fewer of nearly the same make.
+PROCESSORS = 132
 
 ACTIVATIONS = (None, "relu", "relu6", "hardswish", "hardsigmoid", "silu", "sigmoid", "gelu")
 

@@ -10,9 +10,9 @@ import functools
 import itertools
 from dataclasses import dataclass
 
+from finepruning.kernels.common import PROCESSORS
 from torch import Tensor
 
-PROCESSORS = 132
 # Warp instructions that a processor issues in a clock, and bytes that its first-level cache delivers.
 ISSUE = 4
 L1_BYTES = 128

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-PROCESSORS = 132  # of an H100 or H200
+from finepruning.kernels.common import PROCESSORS
 
 
 @dataclass(frozen=True)

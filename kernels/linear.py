@@ -10,12 +10,17 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
-from finepruning.kernels.common import activate, await_previous, let_next_begin, next_power_of_2, overlap
+from finepruning.kernels.common import (
+    PROCESSORS,
+    activate,
+    await_previous,
+    let_next_begin,
+    next_power_of_2,
+    overlap,
+)
 from finepruning.kernels.sliced_ell import SLICE_ROWS, SlicedEll
 from torch import Tensor
 
-# An H100 or H200 has 132 processors.
-PROCESSORS = 132
 # Beyond this, x in shared memory leaves room for too few programs.
 MAX_SHARED_BYTES = 32 << 10
 MAX_IMAGES = 64

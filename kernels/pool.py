@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from finepruning.kernels.common import (
+    PROCESSORS,
     activate,
     await_previous,
     clear_halo,
@@ -22,7 +23,7 @@ MAX_CHANNELS = 64
 MAX_UNROLL = 16
 # What a thread writes; 128 threads have a program's outputs, fewer where the map would not occupy the device.
 PER_THREAD = 4
-ENOUGH_PROGRAMS = 264
+ENOUGH_PROGRAMS = 2 * PROCESSORS
 BORDER = 256
 
 

@@ -107,8 +107,6 @@ class Program:
     def run(self) -> None:
         """Enqueue every step on the current stream."""
         for step in self._steps:
-            if step.expand is not None:
-                step.expand()
             step.launch()
 
     def report(self) -> list[StepReport]:

@@ -48,18 +48,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Built:
-    """A step ready to run.
-
-    Attributes:
-        kernel: names what runs. weight: keeps the shared weight alive.
-        expand: fills the step's scratch; it reads nothing but weights and must run before ``launch``.
-    """
+    """A step ready to run. ``weight`` keeps the shared weight alive; ``kernel`` names what runs."""
 
     launch: Launch
     kernel: str
     weight: cuda_weights.Packed | cuda_weights.Dense | None = None
     bias: cuda_weights.Dense | None = None
-    expand: Launch | None = None
 
     @property
     def nbytes(self) -> int:
@@ -204,9 +198,19 @@ def _weighted(step: Step, choice: Choice | None, context: Context) -> Built:
         filters, prefix, held = resident.tensor, "", resident
     if choice is not None and choice.fused:
         launch = _fused_convolution(step, x, filters, bias, geometry, context)
-        return Built(launch, f"{prefix or 'triton '}dense_conv2d", held, shift, expand)
-    compute = functools.partial(_convolve, x, filters, geometry, context.dense_order)
-    return Built(_store(step, compute, context, bias), f"{prefix}cudnn", held, shift, expand)
+        runs = f"{prefix or 'triton '}dense_conv2d"
+    else:
+        compute = functools.partial(_convolve, x, filters, geometry, context.dense_order)
+        launch, runs = _store(step, compute, context, bias), f"{prefix}cudnn"
+    return Built(launch if expand is None else _both(expand, launch), runs, held, shift)
+
+
+def _both(first: Launch, second: Launch) -> Launch:
+    def launch() -> None:
+        first()
+        second()
+
+    return launch
 
 
 def _geometry(step: Step) -> dict[str, Any]:
