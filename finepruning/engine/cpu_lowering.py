@@ -148,7 +148,9 @@ class Lowering(MapLowering):
         buffers = [source]
         if step.residual is not None:
             buffers.append(self.tape.need(step.residual, layout))
-        _, target = self.tape.new(self._value((pool or step).output), layout)
+        storage, target = self.tape.new(self._value((pool or step).output), layout)
+        if self._replaces_residual(step, buffers):
+            target = storage.buffers[layout] = buffers[1]
         activation = step.activation if step.activation in FUSED else None
         bias = None if step.bias is None else step.bias.detach().float().contiguous().numpy()
         has_residual = step.residual is not None
@@ -168,6 +170,20 @@ class Lowering(MapLowering):
         )
         if pool is None:
             self._after(step, layout, residual=False, activation=activation != step.activation)
+
+    def _replaces_residual(self, step: Step, buffers: list[Buffer]) -> bool:
+        """Whether a convolution may write its result over its residual, because nothing else reads that.
+
+        Every element is read just before it is written. A result elsewhere would move a third memory block
+        through the caches: its lines are fetched before they are overwritten.
+        """
+        if step.residual is None or buffers[1] is buffers[0] or buffers[1].kind != "arena":
+            return False
+        stored = self.tape.storage.items()
+        names = {name for name, storage in stored if buffers[1] in storage.buffers.values()}  # and its views
+        position = next(i for i, other in enumerate(self.plan.steps) if other is step)
+        later = {name for s in self.plan.steps[position + 1 :] for name in (*s.inputs, s.residual)}
+        return not names & {*step.inputs, *later, self.plan.output}
 
     def _linear(self, step: Step) -> bool:
         weight = self._sparse(step)
