@@ -28,31 +28,8 @@ inline V clamp(V x, float low, float high) { return vmin(splat(high), vmax(splat
 inline int64_t imin(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t imax(int64_t a, int64_t b) { return a > b ? a : b; }
 
-inline void store_part(float* p, V v, int n) {
-  float lanes[VL];
-  memcpy(lanes, &v, sizeof v);
-  for (int i = 0; i < n; ++i) p[i] = lanes[i];
-}
-inline V load_part(const float* p, int n) {
-  float lanes[VL] = {};
-  for (int i = 0; i < n; ++i) lanes[i] = p[i];
-  V v;
-  memcpy(&v, lanes, sizeof v);
-  return v;
-}
-#ifdef __AVX512F__
-inline void store_lanes(float* p, V v, int n) {
-  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512&>(v));
-}
-inline V load_lanes(const float* p, int n) {
-  return reinterpret_cast<V>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
-}
-#else
-inline void store_lanes(float* p, V v, int n) { n == VL ? storeu(p, v) : store_part(p, v, n); }
-inline V load_lanes(const float* p, int n) { return n == VL ? loadu(p) : load_part(p, n); }
-#endif
-
 #include "kernels_gather.inl"
+#include "kernels_lanes.inl"
 #include "kernels_linear.inl"
 #include "kernels_maps.inl"
 #include "kernels_probe.inl"

@@ -1,62 +1,19 @@
 // Packs one block of input for the tile kernels: every unit becomes a run of aligned vectors.
 
-#if defined(__AVX512F__)
-// Lanes l of 16 with 0 <= x + l < width and l < count.
-inline __mmask16 lanes_inside(int64_t x, int64_t width, int64_t count) {
-  const int64_t low = imin(imax(-x, 0), 16), high = imax(imin(imin(width - x, count), 16), low);
-  return static_cast<__mmask16>((1u << high) - (1u << low));
-}
-
-// Every other one of 32 elements; the masks say which of the first and last 16 may be read.
-inline __m512 take_even(__mmask16 low, __mmask16 high, const float* from) {
-  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  return _mm512_permutex2var_ps(_mm512_maskz_loadu_ps(low, from), even,
-                                _mm512_maskz_loadu_ps(high, from + 16));
-}
-
-// Every fourth of 64 elements.
-inline __m512 take_fourth(const __mmask16* inside, const float* from) {
-  const __m512i fourth = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
-  const __m512 low = _mm512_permutex2var_ps(_mm512_maskz_loadu_ps(inside[0], from), fourth,
-                                            _mm512_maskz_loadu_ps(inside[1], from + 16));
-  const __m512 high = _mm512_permutex2var_ps(_mm512_maskz_loadu_ps(inside[2], from + 32), fourth,
-                                             _mm512_maskz_loadu_ps(inside[3], from + 48));
-  return _mm512_mask_blend_ps(0xff00, low, high);
-}
-
-// 16 elements of a row from x on, `step` apart, zero outside [0, width) and from lane `count` on.
-inline __m512 take16(const float* row, int64_t x, int64_t step, int64_t count, int64_t width) {
-  if (step == 1) return _mm512_maskz_loadu_ps(lanes_inside(x, width, count), row + x);
-  if (step == 2)
-    return take_even(lanes_inside(x, width, 2 * count), lanes_inside(x + 16, width, 2 * count - 16), row + x);
-  if (step == 4) {
-    const __mmask16 inside[4] = {
-        lanes_inside(x, width, 4 * count), lanes_inside(x + 16, width, 4 * count - 16),
-        lanes_inside(x + 32, width, 4 * count - 32), lanes_inside(x + 48, width, 4 * count - 48)};
-    return take_fourth(inside, row + x);
-  }
-  const int64_t low = x >= 0 ? 0 : imin((-x + step - 1) / step, 16);
-  const int64_t high = imax(x >= width ? 0 : imin(imin((width - x + step - 1) / step, count), 16), low);
-  const __m512i index =
-      _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(step)),
-                         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-  return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), static_cast<__mmask16>((1u << high) - (1u << low)),
-                                  index, row + x, 4);
-}
-
+#if defined(FINEPRUNING_MASKED_LOADS)
 // out[i] = row[x + i * step] for i < count, zero outside the row. Writes whole vectors if `whole`.
 inline void copy_run(float* out, const float* row, int64_t x, int64_t step, int64_t count, int64_t width,
                      bool whole) {
   int64_t i = 0;
   if (step == 1 && x >= 0)
-    for (const int64_t inside = imin(count, width - x); i + 16 <= inside; i += 16)
-      _mm512_storeu_ps(out + i, _mm512_loadu_ps(row + x + i));
-  for (; i < count; i += 16) {
-    const __m512 v = take16(row, x + i * step, step, count - i, width);
-    if (whole || count - i >= 16)
-      _mm512_storeu_ps(out + i, v);
+    for (const int64_t inside = imin(count, width - x); i + VL <= inside; i += VL)
+      storeu(out + i, loadu(row + x + i));
+  for (; i < count; i += VL) {
+    const V v = take(row, x + i * step, step, count - i, width);
+    if (whole || count - i >= VL)
+      storeu(out + i, v);
     else
-      _mm512_mask_storeu_ps(out + i, static_cast<__mmask16>((1u << (count - i)) - 1), v);
+      store_lanes(out + i, v, count - i);
   }
 }
 #else
@@ -78,6 +35,20 @@ inline void zero(float* out, int64_t floats) {
   for (int64_t i = 0; i < floats; i += VL) store(out + i, V{});
 }
 
+#if defined(FINEPRUNING_MASKED_LOADS)
+// Rows `pitch` apart, of elements STEP apart. What lies inside the map is the same in every row.
+template <int STEP>
+inline void take_rows(float* out, int64_t row_floats, const float* row, int64_t pitch, int64_t rows,
+                      int64_t x, int64_t width) {
+  for (int64_t c = 0; c < row_floats; c += VL) {
+    const Take<STEP> take(x + STEP * c, width, VL);
+    const float* from = row + x + STEP * c;
+    float* to = out + c;
+    for (int64_t r = 0; r < rows; ++r, from += pitch, to += row_floats) store(to, take.from(from));
+  }
+}
+#endif
+
 // Rows of one unit under kRows: row r is read at plane + (y + r * step_y) * width, columns from x on.
 inline void copy_rows(const GatherArgs& g, float* out, const float* plane, int64_t y, int64_t x) {
   const int64_t row_floats = static_cast<int64_t>(g.unit_columns) * kLanes;
@@ -87,45 +58,14 @@ inline void copy_rows(const GatherArgs& g, float* out, const float* plane, int64
   zero(out, above * row_floats);
   zero(out + below * row_floats, (g.unit_rows - below) * row_floats);
   const float* row = plane + (y + above * g.stride_h) * g.width;
-  const int64_t pitch = g.stride_h * g.width;
+  const int64_t pitch = g.stride_h * g.width, rows = below - above;
   out += above * row_floats;
-#if defined(__AVX512F__)
-  // What lies inside the map is the same in every row: one mask a vector serves them all.
-  if (g.stride_w == 1) {
-    for (int64_t c = 0; c < row_floats; c += kLanes) {
-      const __mmask16 mask = lanes_inside(x + c, g.width, kLanes);
-      const float* from = row + x + c;
-      float* to = out + c;
-      for (int64_t r = above; r < below; ++r, from += pitch, to += row_floats)
-        _mm512_store_ps(to, _mm512_maskz_loadu_ps(mask, from));
-    }
-    return;
-  }
-  if (g.stride_w == 2) {
-    for (int64_t c = 0; c < row_floats; c += kLanes) {
-      const int64_t at = x + 2 * c;
-      const __mmask16 low = lanes_inside(at, g.width, kLanes), high = lanes_inside(at + 16, g.width, kLanes);
-      const float* from = row + at;
-      float* to = out + c;
-      for (int64_t r = above; r < below; ++r, from += pitch, to += row_floats)
-        _mm512_store_ps(to, take_even(low, high, from));
-    }
-    return;
-  }
-  if (g.stride_w == 4) {
-    for (int64_t c = 0; c < row_floats; c += kLanes) {
-      const int64_t at = x + 4 * c;
-      __mmask16 inside[4];
-      for (int q = 0; q < 4; ++q) inside[q] = lanes_inside(at + 16 * q, g.width, kLanes);
-      const float* from = row + at;
-      float* to = out + c;
-      for (int64_t r = above; r < below; ++r, from += pitch, to += row_floats)
-        _mm512_store_ps(to, take_fourth(inside, from));
-    }
-    return;
-  }
+#if defined(FINEPRUNING_MASKED_LOADS)
+  if (g.stride_w == 1) return take_rows<1>(out, row_floats, row, pitch, rows, x, g.width);
+  if (g.stride_w == 2) return take_rows<2>(out, row_floats, row, pitch, rows, x, g.width);
+  if (g.stride_w == 4) return take_rows<4>(out, row_floats, row, pitch, rows, x, g.width);
 #endif
-  for (int64_t r = above; r < below; ++r, row += pitch, out += row_floats)
+  for (int64_t r = 0; r < rows; ++r, row += pitch, out += row_floats)
     copy_run(out, row, x, g.stride_w, row_floats, g.width, true);
 }
 
@@ -138,6 +78,20 @@ void gather_rows_block(const GatherArgs& g) {
               g.x * g.stride_w + unit.dx - g.pad_w);
   }
 }
+
+#if defined(FINEPRUNING_MASKED_LOADS)
+// All rows of a map of at most kLanes columns, back to back, as the tap at (y, x) reads them.
+inline void copy_narrow(const GatherArgs& g, float* out, const float* plane, int64_t y, int64_t x) {
+  for (int64_t c = 0; c < g.out_width; c += VL) {
+    const Inside columns = lanes_inside(x + c, g.width, g.out_width - c), none = lanes_between(0, 0);
+    const First lanes = first_lanes(imin(g.out_width - c, VL));
+    const float* row = plane + y * g.width + x + c;
+    float* to = out + c;
+    for (int64_t r = y; r < y + g.out_height; ++r, row += g.width, to += g.out_width)
+      store_first(lanes, to, load_inside(r >= 0 && r < g.height ? columns : none, row));
+  }
+}
+#endif
 
 // Runs of the flattened output map, as one tap of the kernel reads them.
 void gather_flat_block(const GatherArgs& g) {
@@ -153,9 +107,10 @@ void gather_flat_block(const GatherArgs& g) {
     return;
   }
   const int64_t first_row = g.x / g.out_width, first_column = g.x % g.out_width;
-#if defined(__AVX512F__)
+#if defined(FINEPRUNING_MASKED_LOADS)
   // A small map in one tile.
-  const bool narrow = g.stride_h == 1 && g.stride_w == 1 && g.out_width <= 16 && g.x == 0 && end == positions;
+  const bool narrow =
+      g.stride_h == 1 && g.stride_w == 1 && g.out_width <= kLanes && g.x == 0 && end == positions;
 #endif
   for (int64_t u = 0; u < g.count; ++u) {
     const Unit unit = g.units[u];
@@ -166,15 +121,9 @@ void gather_flat_block(const GatherArgs& g) {
     zero(out + whole, unit_floats - whole);
     const int64_t x = unit.dx - g.pad_w;
     int64_t oy = first_row, ox = first_column;
-#if defined(__AVX512F__)
+#if defined(FINEPRUNING_MASKED_LOADS)
     if (narrow) {
-      // One masked load and store a row; the masks are those of every row.
-      const __mmask16 inside = lanes_inside(x, g.width, g.out_width);
-      const __mmask16 all = static_cast<__mmask16>((1u << g.out_width) - 1);
-      float* to = out;
-      const float* row = plane + (unit.dy - g.pad_h) * g.width + x;
-      for (int64_t y = unit.dy - g.pad_h; oy < g.out_height; ++oy, ++y, row += g.width, to += g.out_width)
-        _mm512_mask_storeu_ps(to, all, _mm512_maskz_loadu_ps(y >= 0 && y < g.height ? inside : 0, row));
+      copy_narrow(g, out, plane, unit.dy - g.pad_h, x);
       continue;
     }
 #endif

@@ -55,13 +55,13 @@ inline void pool_rows(const float* x, const PoolArgs& p, int64_t oy, float* row)
   window(iy, p.kernel_h, p.dilation_h, p.height, &y0, &y1);
   int64_t i = 0;
   for (; i < w; i += VL) {
-    const int n = static_cast<int>(imin(w - i, VL));
+    const First lanes = first_lanes(imin(w - i, VL));
     V v = splat(nothing);
     for (int64_t ky = y0; ky < y1; ++ky) {
-      const V u = load_lanes(x + (iy + ky * p.dilation_h) * w + i, n);
+      const V u = load_first(lanes, x + (iy + ky * p.dilation_h) * w + i);
       v = p.maximum ? larger(v, u) : v + u;
     }
-    store_lanes(row + i, v, n);
+    store_first(lanes, row + i, v);
   }
 }
 
@@ -69,14 +69,14 @@ inline void pool_rows(const float* x, const PoolArgs& p, int64_t oy, float* row)
 inline void pool_columns(const float* scratch, const PoolArgs& p, int64_t oy, float* out) {
   const float nothing = p.maximum ? -__builtin_inff() : 0.0f;
   int64_t ox = 0;
-#if defined(__AVX512F__)
+#if defined(FINEPRUNING_MASKED_LOADS)
   if (p.maximum && p.stride_w <= 2)
     for (; ox < p.out_width; ox += VL) {
       const float* from = scratch + ox * p.stride_w;
       V v = splat(nothing);
       for (int64_t kx = 0; kx < p.kernel_w; ++kx, from += p.dilation_w)
-        v = larger(v, p.stride_w == 1 ? loadu(from) : reinterpret_cast<V>(take_even(0xffff, 0xffff, from)));
-      store_lanes(out + ox, v, static_cast<int>(imin(p.out_width - ox, VL)));
+        v = larger(v, p.stride_w == 1 ? loadu(from) : even_lanes(loadu(from), loadu(from + VL)));
+      store_lanes(out + ox, v, imin(p.out_width - ox, VL));
     }
 #endif
   for (; ox < p.out_width; ++ox) {

@@ -1,6 +1,7 @@
 // Sparse times packed input over a register tile: the inner loop of every convolution and of fully
 // connected layers over many images. A tile is ROWS x COLUMNS vectors of 16 lanes; every nonzero costs one
-// aligned fused multiply-add per vector. UNROLL independent sums hide the latency of small tiles.
+// aligned fused multiply-add per vector. UNROLL independent sums hide the latency of the smallest tiles; from
+// four vectors on, the next rows do, which the processor begins meanwhile.
 //
 // The multiply-adds alone fill both load ports. Offsets and values are therefore read four at a time, and
 // offsets one turn ahead: an address that is only just being loaded holds up the loads behind it.
@@ -9,43 +10,22 @@
 // of turns, which the branch predictor learns; in the weight's own order almost every row ends in a
 // misprediction, and rows of a block are short.
 
-#if defined(__AVX512F__)
 // Where the vectors of a tile go, and which of their lanes lie inside the map.
 template <int P>
 struct Places {
   ptrdiff_t at[P];
-  __mmask16 lanes[P];
+  First lanes[kParts][P];
 
   explicit Places(const TileArgs& t) {
     for (int v = 0; v < P; ++v) {
       const int r = v / t.columns, c = v % t.columns;
       const bool inside = r < t.rows_used && c < t.columns_used;
       at[v] = r * t.output_row + c * kLanes;
-      lanes[v] = static_cast<__mmask16>(!inside ? 0u : c + 1 < t.columns_used ? 0xffffu : (1u << t.tail) - 1);
+      const int n = !inside ? 0 : c + 1 < t.columns_used ? kLanes : t.tail;
+      for (int h = 0; h < kParts; ++h) lanes[h][v] = first_lanes(imax(imin(n - h * VL, VL), 0));
     }
   }
 };
-#else
-// Adds the residual, clamps and stores one finished tile where rows or lanes are cut by the map's edge.
-inline void finish_tile(const TileArgs& t, const float* tile, ptrdiff_t channel) {
-  float* out = t.output + channel * t.output_channel;
-  const float* residual = t.residual ? t.residual + channel * t.output_channel : nullptr;
-  for (int r = 0; r < t.rows_used; ++r) {
-    const float* sums = tile + r * t.columns * kLanes;
-    for (int c = 0; c < t.columns_used; ++c) {
-      int lanes = c + 1 < t.columns_used ? kLanes : t.tail;
-      for (int h = 0; h < kParts; ++h) {
-        int n = static_cast<int>(imin(lanes - h * VL, VL));
-        if (n <= 0) break;
-        ptrdiff_t at = r * t.output_row + c * kLanes + h * VL;
-        V v = load(sums + c * kLanes + h * VL);
-        if (residual) v += load_lanes(residual + at, n);
-        store_lanes(out + at, clamp(v, t.low, t.high), n);
-      }
-    }
-  }
-}
-#endif
 
 // Clamps and stores the maxima of 2x2 vectors of one finished tile. What lies inside the map comes in pairs.
 template <int ROWS, int COLUMNS>
@@ -69,13 +49,14 @@ inline void finish_pooled_rows(const TileArgs& t, const float* tile, float* out)
     for (int c = 0; c < t.columns_used; ++c) {
       const float* at = tile + c * kLanes;
       const int windows = (c + 1 < t.columns_used ? kLanes : t.tail) / 2;
-#if defined(__AVX512F__)
-      const V tall = larger(load(at), load(at + row));
-      const V swapped = reinterpret_cast<V>(_mm512_permute_ps(reinterpret_cast<__m512>(tall), 0xb1));
-      const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14);
-      const V result = clamp(larger(tall, swapped), t.low, t.high);
-      _mm512_mask_storeu_ps(out + c * (kLanes / 2), static_cast<__mmask16>((1u << windows) - 1),
-                            _mm512_permutexvar_ps(even, reinterpret_cast<__m512>(result)));
+#if defined(FINEPRUNING_MASKED_LOADS)
+      V wide[kParts];
+      for (int h = 0; h < kParts; ++h) {
+        const V tall = larger(load(at + h * VL), load(at + row + h * VL));
+        wide[h] = larger(tall, swap_pairs(tall));
+      }
+      const V result = clamp(even_lanes(wide[0], wide[kParts - 1]), t.low, t.high);
+      store_lanes(out + c * (kLanes / 2), result, windows);
 #else
       for (int i = 0; i < windows; ++i) {
         const float* pair = at + 2 * i;
@@ -168,22 +149,16 @@ inline __attribute__((always_inline)) void add_row(V (*sum)[ROWS * COLUMNS], con
                                                    const uint16_t* offset, const float* value,
                                                    uint32_t count) {
   TurnOffsets at(offset);
-  const auto turn = [&](uint32_t e, int set) __attribute__((always_inline)) {
+  uint32_t e = 0;
+  for (; e + kTurn <= count; e += kTurn) {
     const TurnOffsets next(offset + e + kTurn);
     const TurnValues w(value + e);
-    add_nonzero<ROWS, COLUMNS>(sum[set % UNROLL], at.template in<0>(input), row, w.template at<0>());
-    add_nonzero<ROWS, COLUMNS>(sum[(set + 1) % UNROLL], at.template in<1>(input), row, w.template at<1>());
-    add_nonzero<ROWS, COLUMNS>(sum[(set + 2) % UNROLL], at.template in<2>(input), row, w.template at<2>());
-    add_nonzero<ROWS, COLUMNS>(sum[(set + 3) % UNROLL], at.template in<3>(input), row, w.template at<3>());
+    add_nonzero<ROWS, COLUMNS>(sum[0], at.template in<0>(input), row, w.template at<0>());
+    add_nonzero<ROWS, COLUMNS>(sum[1 % UNROLL], at.template in<1>(input), row, w.template at<1>());
+    add_nonzero<ROWS, COLUMNS>(sum[2 % UNROLL], at.template in<2>(input), row, w.template at<2>());
+    add_nonzero<ROWS, COLUMNS>(sum[3 % UNROLL], at.template in<3>(input), row, w.template at<3>());
     at = next;
-  };
-  uint32_t e = 0;
-  if (UNROLL > kTurn)
-    for (; e + 2 * kTurn <= count; e += 2 * kTurn) {
-      turn(e, 0);
-      turn(e + kTurn, kTurn);
-    }
-  for (; e + kTurn <= count; e += kTurn) turn(e, 0);
+  }
   if (e == count) return;
   const TurnValues w(value + e);
   add_nonzero<ROWS, COLUMNS>(sum[0], at.template in<0>(input), row, w.template at<0>());
@@ -193,82 +168,84 @@ inline __attribute__((always_inline)) void add_row(V (*sum)[ROWS * COLUMNS], con
   add_nonzero<ROWS, COLUMNS>(sum[2 % UNROLL], at.template in<2>(input), row, w.template at<2>());
 }
 
-template <int ROWS, int COLUMNS>
-void run_tile(const TileArgs& t) {
+// Writes part h of a row's sums: the result after the last block, what the next block starts from before.
+// One-row tiles serve rectangles, too, whose sides only `t` knows; where those are pooled, sums go to `tile`,
+// for finish_pooled_rows. `whole`: no edge of the map cuts the tile, and its sides are ROWS and COLUMNS.
+template <int ROWS, int COLUMNS, bool LAST>
+inline __attribute__((always_inline)) void write_part(const TileArgs& t, const Places<ROWS * COLUMNS>& places,
+                                                      bool whole, const V* sum, ptrdiff_t k, int h,
+                                                      float* tile) {
   constexpr int P = ROWS * COLUMNS;
-  constexpr int UNROLL = P >= 8 ? 1 : P >= 4 ? 2 : P >= 2 ? 4 : 8;
-  const ptrdiff_t row = t.input_row;
+  const float* residual = t.residual ? t.residual + k * t.output_channel : nullptr;
+  float* out = t.output + k * t.output_channel;
+  if (ROWS % 2 == 0 && COLUMNS % 2 == 0 && LAST && t.pooled) {
+    finish_pooled<ROWS, COLUMNS>(t, sum, out + h * VL);
+  } else if (!LAST || (ROWS == 1 && t.pooled)) {
+    float* to = (LAST ? tile : t.partial + k * P * kLanes) + h * VL;
+#pragma GCC unroll 32
+    for (int v = 0; v < P; ++v) store(to + v * kLanes, sum[v]);
+  } else if (whole) {
+#pragma GCC unroll 32
+    for (int v = 0; v < P; ++v) {
+      const ptrdiff_t at = (v / COLUMNS) * t.output_row + (v % COLUMNS) * kLanes + h * VL;
+      V result = sum[v];
+      if (residual) result += loadu(residual + at);
+      storeu(out + at, clamp(result, t.low, t.high));
+    }
+  } else {
+#pragma GCC unroll 32
+    for (int v = 0; v < P; ++v) {
+      const First lanes = places.lanes[h][v];
+      const ptrdiff_t at = places.at[v] + h * VL;
+      V result = sum[v];
+      if (residual) result += load_first(lanes, residual + at);
+      store_first(lanes, out + at, clamp(result, t.low, t.high));
+    }
+  }
+}
+
+// All rows of a block; of the last block if LAST. What the two do with a row's sums is too different for one
+// loop: with a branch in each row, short rows took a tenth longer.
+template <int ROWS, int COLUMNS, bool LAST>
+void run_block(const TileArgs& args) {
+  constexpr int P = ROWS * COLUMNS;
+  constexpr int UNROLL = P >= 4 ? 1 : P >= 2 ? 2 : 4;
+  const TileArgs t = args;  // no store can change it, as the compiler must think of `args`
+  const Places<P> places(t);
+  const bool whole =
+      t.rows_used == ROWS && t.columns_used == COLUMNS && t.columns == COLUMNS && t.tail == kLanes;
   const uint16_t* offset = t.offset;
   const float* value = t.value;
-  const bool whole =
-      t.last && t.rows_used == ROWS && t.columns_used == COLUMNS && t.columns == COLUMNS && t.tail == kLanes;
-#if defined(__AVX512F__)
-  const Places<P> places(t);
-#endif
-  // One-row tiles serve rectangles, too, whose sides only `t` knows. Where those are pooled, and without
-  // masked stores at the map's edge, sums go through memory.
   alignas(64) float tile[P * kLanes];
   for (int i = 0; i < t.rows; ++i) {
     const ptrdiff_t k = t.order[i];
     const uint32_t count = t.count[i];
-    float* partial = t.partial + k * P * kLanes;
-    const float* residual = t.residual ? t.residual + k * t.output_channel : nullptr;
-    float* out = t.output + k * t.output_channel;
+    const float* partial = t.partial + k * P * kLanes;
     for (int h = 0; h < kParts; ++h) {
-      const char* input = t.input + h * VL * 4;
       V sum[UNROLL][P];
       const V start = splat(t.first && t.bias ? t.bias[k] : 0.0f);
 #pragma GCC unroll 32
       for (int v = 0; v < P; ++v) sum[0][v] = t.first ? start : load(partial + v * kLanes + h * VL);
-#pragma GCC unroll 8
+#pragma GCC unroll 4
       for (int u = 1; u < UNROLL; ++u)
 #pragma GCC unroll 32
         for (int v = 0; v < P; ++v) sum[u][v] = V{};
-      add_row<ROWS, COLUMNS, UNROLL>(sum, input, row, offset, value, count);
-#pragma GCC unroll 8
+      add_row<ROWS, COLUMNS, UNROLL>(sum, t.input + h * VL * 4, t.input_row, offset, value, count);
+#pragma GCC unroll 4
       for (int u = 1; u < UNROLL; ++u)
 #pragma GCC unroll 32
         for (int v = 0; v < P; ++v) sum[0][v] += sum[u][v];
-      if (ROWS % 2 == 0 && COLUMNS % 2 == 0 && t.last && t.pooled) {
-        finish_pooled<ROWS, COLUMNS>(t, sum[0], out + h * VL);
-      } else if (ROWS == 1 && t.last && t.pooled) {
-#pragma GCC unroll 32
-        for (int v = 0; v < P; ++v) store(tile + v * kLanes + h * VL, sum[0][v]);
-      } else if (whole) {
-#pragma GCC unroll 32
-        for (int v = 0; v < P; ++v) {
-          ptrdiff_t at = (v / COLUMNS) * t.output_row + (v % COLUMNS) * kLanes + h * VL;
-          V result = sum[0][v];
-          if (residual) result += loadu(residual + at);
-          storeu(out + at, clamp(result, t.low, t.high));
-        }
-#if defined(__AVX512F__)
-      } else if (t.last) {
-#pragma GCC unroll 32
-        for (int v = 0; v < P; ++v) {
-          V result = sum[0][v];
-          const __mmask16 lanes = places.lanes[v];
-          if (residual) result += reinterpret_cast<V>(_mm512_maskz_loadu_ps(lanes, residual + places.at[v]));
-          result = clamp(result, t.low, t.high);
-          _mm512_mask_storeu_ps(out + places.at[v], lanes, reinterpret_cast<__m512>(result));
-        }
-      } else {
-        float* to = partial;
-#else
-      } else {
-        float* to = t.last ? tile : partial;
-#endif
-#pragma GCC unroll 32
-        for (int v = 0; v < P; ++v) store(to + v * kLanes + h * VL, sum[0][v]);
-      }
+      write_part<ROWS, COLUMNS, LAST>(t, places, whole, sum[0], k, h, tile);
     }
-    if (ROWS == 1 && t.last && t.pooled) finish_pooled_rows(t, tile, out);
-#if !defined(__AVX512F__)
-    if (t.last && !whole && !t.pooled) finish_tile(t, tile, k);
-#endif
+    if (ROWS == 1 && LAST && t.pooled) finish_pooled_rows(t, tile, t.output + k * t.output_channel);
     offset += count;
     value += count;
   }
+}
+
+template <int ROWS, int COLUMNS>
+void run_tile(const TileArgs& t) {
+  t.last ? run_block<ROWS, COLUMNS, true>(t) : run_block<ROWS, COLUMNS, false>(t);
 }
 
 #define TILE(r, c) {r, c, run_tile<r, c>}

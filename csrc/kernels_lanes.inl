@@ -1,0 +1,127 @@
+// Loads and stores of some lanes of a vector, and of elements that lie a stride apart.
+
+// The first lanes of a vector: a map's edge cuts the others off. `store_first` writes no other.
+#if defined(__AVX512F__)
+typedef __mmask16 First;
+inline First first_lanes(int64_t n) { return static_cast<First>((1u << n) - 1); }
+inline V load_first(First lanes, const float* p) {
+  return reinterpret_cast<V>(_mm512_maskz_loadu_ps(lanes, p));
+}
+inline void store_first(First lanes, float* p, V v) {
+  _mm512_mask_storeu_ps(p, lanes, reinterpret_cast<__m512>(v));
+}
+#else
+typedef int First;  // how many
+inline First first_lanes(int64_t n) { return static_cast<First>(n); }
+inline V load_first(First lanes, const float* p) {
+  if (lanes == VL) return loadu(p);
+  float part[VL] = {};
+  for (int i = 0; i < lanes; ++i) part[i] = p[i];
+  V v;
+  memcpy(&v, part, sizeof v);
+  return v;
+}
+inline void store_first(First lanes, float* p, V v) {
+  if (lanes == VL) return storeu(p, v);
+  float part[VL];
+  memcpy(part, &v, sizeof v);
+  // Powers of two at a time: masked stores are slow on AMD before Zen 4.
+  const float* from = part;
+#pragma GCC unroll 4
+  for (int size = VL / 2; size > 0; size /= 2)
+    if (lanes & size) {
+      memcpy(p, from, static_cast<size_t>(size) * sizeof *p);
+      p += size, from += size;
+    }
+}
+#endif
+inline V load_lanes(const float* p, int64_t n) { return load_first(first_lanes(n), p); }
+inline void store_lanes(float* p, V v, int64_t n) { store_first(first_lanes(n), p, v); }
+
+#if defined(__AVX2__)
+#define FINEPRUNING_MASKED_LOADS
+#if defined(__AVX512F__)
+typedef __mmask16 Inside;
+inline Inside lanes_between(int64_t low, int64_t high) {
+  return static_cast<Inside>((1u << high) - (1u << low));
+}
+inline V load_inside(Inside inside, const float* p) {
+  return reinterpret_cast<V>(_mm512_maskz_loadu_ps(inside, p));
+}
+inline V even_lanes(V a, V b) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return reinterpret_cast<V>(
+      _mm512_permutex2var_ps(reinterpret_cast<__m512>(a), even, reinterpret_cast<__m512>(b)));
+}
+inline V swap_pairs(V v) { return reinterpret_cast<V>(_mm512_permute_ps(reinterpret_cast<__m512>(v), 0xb1)); }
+inline V gather_inside(Inside inside, const float* p, int64_t step) {
+  const __m512i index =
+      _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(step)),
+                         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  return reinterpret_cast<V>(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, index, p, 4));
+}
+#else
+typedef __m256i Inside;
+inline Inside lanes_between(int64_t low, int64_t high) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(low)), lane),
+                             _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(high)), lane));
+}
+inline V load_inside(Inside inside, const float* p) {
+  return reinterpret_cast<V>(_mm256_maskload_ps(p, inside));
+}
+inline V even_lanes(V a, V b) {
+  const __m256d halves =
+      _mm256_castps_pd(_mm256_shuffle_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), 0x88));
+  return reinterpret_cast<V>(_mm256_permute4x64_pd(halves, 0xd8));
+}
+inline V swap_pairs(V v) { return reinterpret_cast<V>(_mm256_permute_ps(reinterpret_cast<__m256>(v), 0xb1)); }
+inline V gather_inside(Inside inside, const float* p, int64_t step) {
+  const __m256i index = _mm256_mullo_epi32(_mm256_set1_epi32(static_cast<int>(step)),
+                                           _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  return reinterpret_cast<V>(
+      _mm256_mask_i32gather_ps(_mm256_setzero_ps(), p, index, _mm256_castsi256_ps(inside), 4));
+}
+#endif
+
+// Lanes l with 0 <= x + l < width and l < count.
+inline Inside lanes_inside(int64_t x, int64_t width, int64_t count) {
+  const int64_t low = imin(imax(-x, 0), VL), high = imax(imin(imin(width - x, count), VL), low);
+  return lanes_between(low, high);
+}
+
+// A vector's worth of elements of a row from x on that lie STEP apart, where columns [0, width) can be read
+// and others are zero; only the first `count` are wanted. The same for any row.
+template <int STEP>
+struct Take {
+  Inside inside[STEP];
+
+  Take(int64_t x, int64_t width, int64_t count) {
+    for (int q = 0; q < STEP; ++q) inside[q] = lanes_inside(x + q * VL, width, STEP * count - q * VL);
+  }
+  V from(const float* p) const;
+};
+template <>
+inline V Take<1>::from(const float* p) const {
+  return load_inside(inside[0], p);
+}
+template <>
+inline V Take<2>::from(const float* p) const {
+  return even_lanes(load_inside(inside[0], p), load_inside(inside[1], p + VL));
+}
+template <>
+inline V Take<4>::from(const float* p) const {
+  return even_lanes(even_lanes(load_inside(inside[0], p), load_inside(inside[1], p + VL)),
+                    even_lanes(load_inside(inside[2], p + 2 * VL), load_inside(inside[3], p + 3 * VL)));
+}
+
+// The same for any step, of one row.
+inline V take(const float* row, int64_t x, int64_t step, int64_t count, int64_t width) {
+  if (step == 1) return Take<1>(x, width, count).from(row + x);
+  if (step == 2) return Take<2>(x, width, count).from(row + x);
+  if (step == 4) return Take<4>(x, width, count).from(row + x);
+  const int64_t low = x >= 0 ? 0 : imin((-x + step - 1) / step, VL);
+  const int64_t high = imax(x >= width ? 0 : imin(imin((width - x + step - 1) / step, count), VL), low);
+  return gather_inside(lanes_between(low, high), row + x, step);
+}
+#endif
