@@ -28,8 +28,9 @@ class ConvStep final : public NativeStep {
   int64_t items(int threads) const override { return base_items() * parts(threads); }
 
   int64_t scratch_floats() const override {
-    const int64_t sums =
-        packed_->block_count() > 1 ? packed_->group_outputs * packed_->tile_vectors() * int64_t{kLanes} : 0;
+    const int64_t sums = packed_->block_count() > 1
+                             ? packed_->group_outputs * packed_->tile_vectors() * int64_t{packed_->lanes()}
+                             : 0;
     return packed_->block_bytes() / 4 + expanded_floats() + sums;
   }
 
@@ -48,11 +49,12 @@ class ConvStep final : public NativeStep {
     TileArgs args{};
     float* const values = scratch + p.block_bytes() / 4;
     args.partial = values + expanded_floats();
-    args.input_row = p.unit_columns * kVectorBytes;
+    args.input_row = p.unit_columns * p.vector_bytes();
     args.columns = p.tile_columns;
     args.low = finish_.low;
     args.high = finish_.high;
     args.pooled = p.pooled;
+    args.fetch = p.fetches_result();
     const int64_t k = group * p.group_outputs;
     args.bias = finish_.bias.empty() ? nullptr : finish_.bias.data() + k;
     const float* source = resolve(source_, frame);
@@ -82,7 +84,7 @@ class ConvStep final : public NativeStep {
   // first-level cache, and at least the longest row.
   int64_t expanded_floats() const {
     if (packed_->value_type == ValueType::kFloat32) return 0;
-    return (expanded_room() + kReadAhead + kLanes - 1) / kLanes * kLanes;
+    return (expanded_room() + kReadAhead + kLineFloats - 1) / kLineFloats * kLineFloats;
   }
 
   int64_t expanded_room() const { return std::max<int64_t>(packed_->longest, kExpandedFloats); }
@@ -122,26 +124,26 @@ class ConvStep final : public NativeStep {
     const int64_t y = tile / p.tiles_x * p.tile_rows, x = tile % p.tiles_x * p.tile_columns;
     args->rows_used = static_cast<int>(std::min<int64_t>(p.tile_rows, oh - y));
     args->columns_used = p.tile_columns;
-    args->tail = kLanes;
+    args->tail = p.lanes();
     int64_t lanes = 0;
-    int64_t at = (image * outputs + k) * oh * ow + y * ow + x * kLanes;  // of planar maps
+    int64_t at = (image * outputs + k) * oh * ow + y * ow + x * p.lanes();  // of planar maps
     switch (p.mapping) {
       case Mapping::kLanes:
         args->columns_used = static_cast<int>(std::min<int64_t>(p.tile_columns, ow - x));
         if (p.pooled) {
-          args->output_channel = oh / 2 * (ow / 2) * kLanes;
-          args->output_row = ow / 2 * kLanes;
-          return (image * outputs + k) * args->output_channel + (y / 2 * (ow / 2) + x / 2) * kLanes;
+          args->output_channel = oh / 2 * (ow / 2) * p.lanes();
+          args->output_row = ow / 2 * p.lanes();
+          return (image * outputs + k) * args->output_channel + (y / 2 * (ow / 2) + x / 2) * p.lanes();
         }
-        args->output_channel = oh * ow * kLanes;
-        args->output_row = ow * kLanes;
-        return ((image * outputs + k) * oh * ow + y * ow + x) * kLanes;
+        args->output_channel = oh * ow * p.lanes();
+        args->output_row = ow * p.lanes();
+        return ((image * outputs + k) * oh * ow + y * ow + x) * p.lanes();
       case Mapping::kRows:
-        lanes = std::min<int64_t>(p.tile_columns * int64_t{kLanes}, ow - x * kLanes);
+        lanes = std::min<int64_t>(p.tile_columns * int64_t{p.lanes()}, ow - x * p.lanes());
         if (p.pooled) {
           args->output_channel = oh / 2 * (ow / 2);
           args->output_row = ow / 2;
-          at = (image * outputs + k) * args->output_channel + y / 2 * (ow / 2) + x * kLanes / 2;
+          at = (image * outputs + k) * args->output_channel + y / 2 * (ow / 2) + x * p.lanes() / 2;
           break;
         }
         args->output_channel = oh * ow;
@@ -150,16 +152,16 @@ class ConvStep final : public NativeStep {
       case Mapping::kFlat:
         args->output_channel = oh * ow;
         args->rows_used = 1;
-        lanes = std::min<int64_t>(p.tile_columns * int64_t{kLanes}, oh * ow - x * kLanes);
+        lanes = std::min<int64_t>(p.tile_columns * int64_t{p.lanes()}, oh * ow - x * p.lanes());
         break;
       case Mapping::kMatrix:
-        args->output_channel = kLanes;
-        args->output_row = outputs * kLanes;
+        args->output_channel = p.lanes();
+        args->output_row = outputs * p.lanes();
         args->rows_used = static_cast<int>(std::min<int64_t>(p.tile_rows, images_ - image * p.tile_rows));
-        return (image * p.tile_rows * outputs + k) * kLanes;
+        return (image * p.tile_rows * outputs + k) * p.lanes();
     }
-    args->columns_used = static_cast<int>((lanes + kLanes - 1) / kLanes);
-    args->tail = static_cast<int>(lanes - (args->columns_used - 1) * int64_t{kLanes});
+    args->columns_used = static_cast<int>((lanes + p.lanes() - 1) / p.lanes());
+    args->tail = static_cast<int>(lanes - (args->columns_used - 1) * int64_t{p.lanes()});
     return at;
   }
 
@@ -170,17 +172,17 @@ class ConvStep final : public NativeStep {
     const ConvShape& s = p.shape;
     const int64_t first = p.blocks[block], last = p.blocks[block + 1];
     if (p.mapping == Mapping::kMatrix) {
-      const float* rows = source + (image * p.tile_rows * s.channels + first) * kLanes;
+      const float* rows = source + (image * p.tile_rows * s.channels + first) * p.lanes();
       if (p.tile_rows == 1) return rows;
       const int64_t used = std::min<int64_t>(p.tile_rows, images_ - image * p.tile_rows);
       for (int64_t u = 0; u < last - first; ++u)
         for (int64_t r = 0; r < p.tile_rows; ++r)
-          std::memcpy(scratch + (u * p.tile_rows + r) * kLanes,
-                      rows + (std::min(r, used - 1) * s.channels + u) * kLanes, kVectorBytes);
+          std::memcpy(scratch + (u * p.tile_rows + r) * p.lanes(),
+                      rows + (std::min(r, used - 1) * s.channels + u) * p.lanes(), p.vector_bytes());
       return scratch;
     }
     const bool lanes = p.mapping == Mapping::kLanes;
-    const int64_t width = lanes ? kLanes : 1;  // floats of one element
+    const int64_t width = lanes ? p.lanes() : 1;  // floats of one element
     const int64_t column = tile % p.tiles_x * p.tile_columns;
     GatherArgs args;
     args.source = source + (image * s.channels + group * p.group_channels) * s.height * s.width * width;
@@ -190,7 +192,7 @@ class ConvStep final : public NativeStep {
     args.unit_rows = p.unit_rows;
     args.unit_columns = p.unit_columns;
     args.y = tile / p.tiles_x * p.tile_rows;
-    args.x = lanes ? column : column * kLanes;
+    args.x = lanes ? column : column * p.lanes();
     args.height = s.height;
     args.width = s.width;
     args.out_height = s.out_height();
@@ -220,7 +222,7 @@ void add_conv(Program& program, int source, int target, std::shared_ptr<const Pa
               Finish finish, int64_t images) {
   const ConvShape& s = packed->shape;
   const int64_t width =
-      packed->mapping == Mapping::kLanes || packed->mapping == Mapping::kMatrix ? kLanes : 1;
+      packed->mapping == Mapping::kLanes || packed->mapping == Mapping::kMatrix ? packed->lanes() : 1;
   if (images < 1 || images > (1 << 28)) throw std::invalid_argument("images must lie in [1, 2^28]");
   if (!finish.bias.empty() && static_cast<int64_t>(finish.bias.size()) != s.out_channels)
     throw std::invalid_argument("bias must have one value per output channel");

@@ -6,12 +6,12 @@
 
 namespace finepruning {
 
-// Images, or neighbouring output positions, that lie side by side in one vector.
-inline constexpr int kLanes = 16;
-inline constexpr int kVectorBytes = kLanes * 4;
+// Floats of a cache line, to which buffers are aligned.
+inline constexpr int kLineFloats = 16;
+// Of a vector, at most.
+inline constexpr int kMaxLanes = 16;
 // Packed offsets count units of 8 bytes: x86 addressing scales an index by 8 for free.
 inline constexpr int kOffsetUnit = 8;
-inline constexpr int kMaxTile = 28;
 // Offsets and values are read so many at a time, beyond the last nonzero of a row too.
 inline constexpr int kReadAhead = 8;
 
@@ -22,13 +22,13 @@ inline int value_bytes(ValueType type) { return type == ValueType::kFloat32 ? 4 
 
 // One block of input channels times a range of output channels, for one tile of output positions.
 struct TileArgs {
-  const char* input;         // packed block, 64-byte aligned
+  const char* input;         // packed block, aligned to vectors
   const uint16_t* offset;    // per nonzero: position in `input` in units of 8 bytes; kReadAhead more follow
   const float* value;        // per nonzero; kReadAhead more follow
   const uint32_t* order;     // [rows] output channel of every row, relative to `output` and `partial`
   const uint32_t* count;     // [rows] nonzeros of every row; the rows' nonzeros follow each other
   const float* bias;         // [channel] or null; used by the first block
-  float* partial;            // [channel][tile vectors][16]: sums carried from block to block
+  float* partial;            // [channel][tile vectors][lanes]: sums carried from block to block
   const float* residual;     // added by the last block, laid out as `output`; or null
   float* output;             // written by the last block
   ptrdiff_t output_channel;  // floats between output channels
@@ -39,6 +39,7 @@ struct TileArgs {
   int rows_used, columns_used, tail;  // what lies inside the map; lanes used of the last column
   float low, high;                    // the result is clamped to [low, high]
   bool first, last;
+  bool fetch;  // lines of the result some rows ahead: it lies beyond the second-level cache
   // The last block writes the maxima of 2x2 vectors, or of 2x2 lanes where lanes are neighbours of a row;
   // `output` and its strides count those.
   bool pooled;
@@ -59,8 +60,8 @@ struct Unit {
 
 // One block of units to be packed for one tile.
 struct GatherArgs {
-  const float* source;  // first channel of the image (or block of 16 images) and group
-  float* out;           // 64-byte aligned, [units][unit_rows][unit_columns][16]
+  const float* source;  // first channel of the image (or block of images in lanes) and group
+  float* out;           // aligned to vectors, [units][unit_rows][unit_columns][lanes]
   const Unit* units;
   int64_t count;
   int unit_rows, unit_columns;
@@ -81,7 +82,8 @@ struct PoolArgs {
 inline constexpr int64_t kPoolRows = 8;
 // Floats of each in scratch: the row between margins, so that no window and no vector of windows is cut.
 inline int64_t pool_row_floats(const PoolArgs& p) {
-  const int64_t windows = (p.out_width + kLanes) * p.stride_w + p.dilation_w * (p.kernel_w - 1) + 2 * kLanes;
+  const int64_t windows =
+      (p.out_width + kMaxLanes) * p.stride_w + p.dilation_w * (p.kernel_w - 1) + 2 * kMaxLanes;
   return windows > p.width + p.pad_w ? windows : p.width + p.pad_w;
 }
 
@@ -97,7 +99,7 @@ using Expand = void (*)(const uint16_t* value, float* out, int64_t n);
 
 struct Isa {
   const char* name;
-  int vector_floats;
+  int lanes;  // floats of a vector: images, or neighbouring output positions, side by side
   const TileEntry* tiles;
   int tile_count;
   GatherKernel gather_rows_block, gather_flat_block, gather_lanes_block;
@@ -108,10 +110,10 @@ struct Isa {
   void (*pool_lanes)(const float* x, float* y, const PoolArgs& args);
   // y = activation(a op b) over n floats; b may be null (y = activation(a)).
   void (*elementwise)(const float* a, const float* b, float* y, int64_t n, Binary op, Activation activation);
-  // y[c][i] = activation(a[c][i] op b[c]): planar (one float a channel) or 16 lanes a channel.
+  // y[c][i] = activation(a[c][i] op b[c]): planar (one float a channel) or a vector a channel.
   void (*broadcast)(const float* a, const float* b, float* y, int64_t channels, int64_t n, int lanes,
                     Binary op, Activation activation);
-  // n columns of [images][pitch] -> [n][16], lanes without an image zero; and the reverse.
+  // n columns of [images][pitch] -> [n][lanes], lanes without an image zero; and the reverse.
   void (*to_lanes)(const float* x, float* y, int64_t images, int64_t pitch, int64_t n);
   void (*from_lanes)(const float* x, float* y, int64_t images, int64_t pitch, int64_t n);
   double (*fma_loop)(int64_t iterations);             // returns MACs done

@@ -10,8 +10,7 @@ namespace finepruning {
 namespace {
 
 constexpr int VL = FINEPRUNING_VECTOR_FLOATS;
-constexpr int kParts = kLanes / VL;  // registers that hold 16 lanes
-constexpr int kAhead = 6;            // units between a prefetch and its use
+constexpr int kAhead = 6;  // units between a prefetch and its use
 typedef float V __attribute__((vector_size(VL * 4)));
 typedef float Vu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 typedef V Va __attribute__((may_alias));

@@ -51,7 +51,7 @@ inline void take_rows(float* out, int64_t row_floats, const float* row, int64_t 
 
 // Rows of one unit under kRows: row r is read at plane + (y + r * step_y) * width, columns from x on.
 inline void copy_rows(const GatherArgs& g, float* out, const float* plane, int64_t y, int64_t x) {
-  const int64_t row_floats = static_cast<int64_t>(g.unit_columns) * kLanes;
+  const int64_t row_floats = static_cast<int64_t>(g.unit_columns) * VL;
   const int64_t above = y >= 0 ? 0 : imin(g.unit_rows, (-y + g.stride_h - 1) / g.stride_h);
   const int64_t inside = y >= g.height ? 0 : (g.height - y + g.stride_h - 1) / g.stride_h;
   const int64_t below = imax(above, imin(g.unit_rows, inside));
@@ -69,18 +69,17 @@ inline void copy_rows(const GatherArgs& g, float* out, const float* plane, int64
     copy_run(out, row, x, g.stride_w, row_floats, g.width, true);
 }
 
-// Rectangles of output positions, 16 neighbours of a row to a vector.
+// Rectangles of output positions, neighbours of a row side by side in a vector.
 void gather_rows_block(const GatherArgs& g) {
   for (int64_t u = 0; u < g.count; ++u) {
     const Unit unit = g.units[u];
-    copy_rows(g, g.out + u * g.unit_rows * g.unit_columns * kLanes,
-              g.source + unit.channel * g.height * g.width, g.y * g.stride_h + unit.dy - g.pad_h,
-              g.x * g.stride_w + unit.dx - g.pad_w);
+    copy_rows(g, g.out + u * g.unit_rows * g.unit_columns * VL, g.source + unit.channel * g.height * g.width,
+              g.y * g.stride_h + unit.dy - g.pad_h, g.x * g.stride_w + unit.dx - g.pad_w);
   }
 }
 
 #if defined(FINEPRUNING_MASKED_LOADS)
-// All rows of a map of at most kLanes columns, back to back, as the tap at (y, x) reads them.
+// All rows of a map of at most VL columns, back to back, as the tap at (y, x) reads them.
 inline void copy_narrow(const GatherArgs& g, float* out, const float* plane, int64_t y, int64_t x) {
   for (int64_t c = 0; c < g.out_width; c += VL) {
     const Inside columns = lanes_inside(x + c, g.width, g.out_width - c), none = lanes_between(0, 0);
@@ -96,7 +95,7 @@ inline void copy_narrow(const GatherArgs& g, float* out, const float* plane, int
 // Runs of the flattened output map, as one tap of the kernel reads them.
 void gather_flat_block(const GatherArgs& g) {
   const int64_t positions = g.out_height * g.out_width;
-  const int64_t unit_floats = static_cast<int64_t>(g.unit_columns) * kLanes;
+  const int64_t unit_floats = static_cast<int64_t>(g.unit_columns) * VL;
   const int64_t end = imin(g.x + unit_floats, positions);
   const bool pointwise = g.stride_h == 1 && g.stride_w == 1 && g.height * g.width == positions &&
                          g.pad_h == 0 && g.pad_w == 0 && g.width == g.out_width;
@@ -109,15 +108,14 @@ void gather_flat_block(const GatherArgs& g) {
   const int64_t first_row = g.x / g.out_width, first_column = g.x % g.out_width;
 #if defined(FINEPRUNING_MASKED_LOADS)
   // A small map in one tile.
-  const bool narrow =
-      g.stride_h == 1 && g.stride_w == 1 && g.out_width <= kLanes && g.x == 0 && end == positions;
+  const bool narrow = g.stride_h == 1 && g.stride_w == 1 && g.out_width <= VL && g.x == 0 && end == positions;
 #endif
   for (int64_t u = 0; u < g.count; ++u) {
     const Unit unit = g.units[u];
     const float* plane = g.source + unit.channel * g.height * g.width;
     float* const out = g.out + u * unit_floats;
     // Zeros first where the map ends inside the last vectors: a run below may then cover part of a vector.
-    const int64_t whole = (end - g.x) / kLanes * kLanes;
+    const int64_t whole = (end - g.x) / VL * VL;
     zero(out + whole, unit_floats - whole);
     const int64_t x = unit.dx - g.pad_w;
     int64_t oy = first_row, ox = first_column;
@@ -138,9 +136,9 @@ void gather_flat_block(const GatherArgs& g) {
   }
 }
 
-// Rectangles of output positions, 16 images to a vector.
+// Rectangles of output positions, images side by side in a vector.
 void gather_lanes_block(const GatherArgs& g) {
-  const int64_t plane_floats = g.height * g.width * kLanes;
+  const int64_t plane_floats = g.height * g.width * VL;
   float* out = g.out;
   for (int64_t u = 0; u < g.count; ++u) {
     const Unit unit = g.units[u];
@@ -154,20 +152,18 @@ void gather_lanes_block(const GatherArgs& g) {
     const int64_t first = x >= 0 ? 0 : imin(g.unit_columns, (-x + g.stride_w - 1) / g.stride_w);
     const int64_t last =
         imax(first, x >= g.width ? 0 : imin(g.unit_columns, (g.width - x + g.stride_w - 1) / g.stride_w));
-    const int64_t step = g.stride_w * kLanes;
+    const int64_t step = g.stride_w * VL;
     for (int r = 0; r < g.unit_rows; ++r, y += g.stride_h) {
       const bool inside = y >= 0 && y < g.height;
       const int64_t begin = inside ? first : g.unit_columns, end = inside ? last : g.unit_columns;
-      const int64_t at = (y * g.width + x) * kLanes;
-      for (int64_t i = 0; i < begin * kLanes; i += VL) store(out + i, V{});
+      const int64_t at = (y * g.width + x) * VL;
+      for (int64_t i = 0; i < begin * VL; i += VL) store(out + i, V{});
       for (int64_t i = begin; i < end; ++i) {
         if (next) __builtin_prefetch(next + at + i * step);
-#pragma GCC unroll 4
-        for (int h = 0; h < kParts; ++h)
-          store(out + i * kLanes + h * VL, load(plane + at + i * step + h * VL));
+        store(out + i * VL, load(plane + at + i * step));
       }
-      for (int64_t i = end * kLanes; i < g.unit_columns * kLanes; i += VL) store(out + i, V{});
-      out += static_cast<int64_t>(g.unit_columns) * kLanes;
+      for (int64_t i = end * VL; i < g.unit_columns * VL; i += VL) store(out + i, V{});
+      out += static_cast<int64_t>(g.unit_columns) * VL;
     }
   }
 }

@@ -31,18 +31,15 @@ void pool_lanes(const float* x, float* y, const PoolArgs& p) {
       int64_t x0, x1;
       window(ix, p.kernel_w, p.dilation_w, p.width, &x0, &x1);
       const float scale = p.maximum ? 1.0f : 1.0f / divisor(p, oy, ox, (y1 - y0) * (x1 - x0));
-#pragma GCC unroll 4
-      for (int h = 0; h < kParts; ++h) {
-        V result = splat(p.maximum ? -__builtin_inff() : 0.0f);
-        for (int64_t ky = y0; ky < y1; ++ky) {
-          const float* row = x + ((iy + ky * p.dilation_h) * p.width + ix) * kLanes + h * VL;
-          for (int64_t kx = x0; kx < x1; ++kx) {
-            const V v = load(row + kx * p.dilation_w * kLanes);
-            result = p.maximum ? larger(result, v) : result + v;
-          }
+      V result = splat(p.maximum ? -__builtin_inff() : 0.0f);
+      for (int64_t ky = y0; ky < y1; ++ky) {
+        const float* row = x + ((iy + ky * p.dilation_h) * p.width + ix) * VL;
+        for (int64_t kx = x0; kx < x1; ++kx) {
+          const V v = load(row + kx * p.dilation_w * VL);
+          result = p.maximum ? larger(result, v) : result + v;
         }
-        store(y + (oy * p.out_width + ox) * kLanes + h * VL, p.maximum ? result : result * splat(scale));
       }
+      store(y + (oy * p.out_width + ox) * VL, p.maximum ? result : result * splat(scale));
     }
   }
 }
@@ -209,22 +206,22 @@ void to_lanes(const float* x, float* y, int64_t images, int64_t pitch, int64_t n
   const int64_t quads = images / 4 * 4;
   int64_t i = 0;
   for (; i + 4 <= n; i += 4) {
-    for (int64_t l = 0; l < quads; l += 4) transpose4(x + l * pitch + i, pitch, y + i * kLanes + l, kLanes);
-    for (int64_t l = quads; l < kLanes; ++l)
-      for (int64_t j = i; j < i + 4; ++j) y[j * kLanes + l] = l < images ? x[l * pitch + j] : 0.0f;
+    for (int64_t l = 0; l < quads; l += 4) transpose4(x + l * pitch + i, pitch, y + i * VL + l, VL);
+    for (int64_t l = quads; l < VL; ++l)
+      for (int64_t j = i; j < i + 4; ++j) y[j * VL + l] = l < images ? x[l * pitch + j] : 0.0f;
   }
   for (; i < n; ++i)
-    for (int64_t l = 0; l < kLanes; ++l) y[i * kLanes + l] = l < images ? x[l * pitch + i] : 0.0f;
+    for (int64_t l = 0; l < VL; ++l) y[i * VL + l] = l < images ? x[l * pitch + i] : 0.0f;
 }
 
 void from_lanes(const float* x, float* y, int64_t images, int64_t pitch, int64_t n) {
   const int64_t quads = images / 4 * 4;
   int64_t i = 0;
   for (; i + 4 <= n; i += 4) {
-    for (int64_t l = 0; l < quads; l += 4) transpose4(x + i * kLanes + l, kLanes, y + l * pitch + i, pitch);
+    for (int64_t l = 0; l < quads; l += 4) transpose4(x + i * VL + l, VL, y + l * pitch + i, pitch);
     for (int64_t l = quads; l < images; ++l)
-      for (int64_t j = i; j < i + 4; ++j) y[l * pitch + j] = x[j * kLanes + l];
+      for (int64_t j = i; j < i + 4; ++j) y[l * pitch + j] = x[j * VL + l];
   }
   for (; i < n; ++i)
-    for (int64_t l = 0; l < images; ++l) y[l * pitch + i] = x[i * kLanes + l];
+    for (int64_t l = 0; l < images; ++l) y[l * pitch + i] = x[i * VL + l];
 }

@@ -1,5 +1,5 @@
 // Sparse times packed input over a register tile: the inner loop of every convolution and of fully
-// connected layers over many images. A tile is ROWS x COLUMNS vectors of 16 lanes; every nonzero costs one
+// connected layers over many images. A tile is ROWS x COLUMNS vectors; every nonzero costs one
 // aligned fused multiply-add per vector. UNROLL independent sums hide the latency of the smallest tiles; from
 // four vectors on, the next rows do, which the processor begins meanwhile.
 //
@@ -14,15 +14,14 @@
 template <int P>
 struct Places {
   ptrdiff_t at[P];
-  First lanes[kParts][P];
+  First lanes[P];
 
   explicit Places(const TileArgs& t) {
     for (int v = 0; v < P; ++v) {
       const int r = v / t.columns, c = v % t.columns;
       const bool inside = r < t.rows_used && c < t.columns_used;
-      at[v] = r * t.output_row + c * kLanes;
-      const int n = !inside ? 0 : c + 1 < t.columns_used ? kLanes : t.tail;
-      for (int h = 0; h < kParts; ++h) lanes[h][v] = first_lanes(imax(imin(n - h * VL, VL), 0));
+      at[v] = r * t.output_row + c * VL;
+      lanes[v] = first_lanes(!inside ? 0 : c + 1 < t.columns_used ? VL : t.tail);
     }
   }
 };
@@ -37,31 +36,27 @@ inline __attribute__((always_inline)) void finish_pooled(const TileArgs& t, cons
       if (r >= t.rows_used || c >= t.columns_used) continue;
       const V* at = sum + r * COLUMNS + c;
       const V result = larger(larger(at[0], at[1]), larger(at[COLUMNS], at[COLUMNS + 1]));
-      store(out + r / 2 * t.output_row + c / 2 * kLanes, clamp(result, t.low, t.high));
+      store(out + r / 2 * t.output_row + c / 2 * VL, clamp(result, t.low, t.high));
     }
 }
 
 // The same where the lanes of a vector are neighbours of an output row: `tile` holds the sums of all its
 // rows.
 inline void finish_pooled_rows(const TileArgs& t, const float* tile, float* out) {
-  const ptrdiff_t row = static_cast<ptrdiff_t>(t.columns) * kLanes;
+  const ptrdiff_t row = static_cast<ptrdiff_t>(t.columns) * VL;
   for (int r = 0; r + 1 < t.rows_used; r += 2, tile += 2 * row, out += t.output_row)
     for (int c = 0; c < t.columns_used; ++c) {
-      const float* at = tile + c * kLanes;
-      const int windows = (c + 1 < t.columns_used ? kLanes : t.tail) / 2;
+      const float* at = tile + c * VL;
+      const int windows = (c + 1 < t.columns_used ? VL : t.tail) / 2;
 #if defined(FINEPRUNING_MASKED_LOADS)
-      V wide[kParts];
-      for (int h = 0; h < kParts; ++h) {
-        const V tall = larger(load(at + h * VL), load(at + row + h * VL));
-        wide[h] = larger(tall, swap_pairs(tall));
-      }
-      const V result = clamp(even_lanes(wide[0], wide[kParts - 1]), t.low, t.high);
-      store_lanes(out + c * (kLanes / 2), result, windows);
+      const V tall = larger(load(at), load(at + row)), wide = larger(tall, swap_pairs(tall));
+      const V result = clamp(even_lanes(wide, wide), t.low, t.high);
+      store_lanes(out + c * (VL / 2), result, windows);
 #else
       for (int i = 0; i < windows; ++i) {
         const float* pair = at + 2 * i;
         const float result = larger(larger(pair[0], pair[1]), larger(pair[row], pair[row + 1]));
-        out[c * (kLanes / 2) + i] = result < t.low ? t.low : result > t.high ? t.high : result;
+        out[c * (VL / 2) + i] = result < t.low ? t.low : result > t.high ? t.high : result;
       }
 #endif
     }
@@ -139,7 +134,7 @@ inline __attribute__((always_inline)) void add_nonzero(V* sum, const char* p, pt
     // every vector of the tile and spill them.
     __asm__("" : "+r"(p));
 #pragma GCC unroll 32
-    for (int c = 0; c < COLUMNS; ++c) sum[r * COLUMNS + c] += w * load(p + c * kVectorBytes);
+    for (int c = 0; c < COLUMNS; ++c) sum[r * COLUMNS + c] += w * load(p + c * VL * 4);
   }
 }
 
@@ -168,26 +163,26 @@ inline __attribute__((always_inline)) void add_row(V (*sum)[ROWS * COLUMNS], con
   add_nonzero<ROWS, COLUMNS>(sum[2 % UNROLL], at.template in<2>(input), row, w.template at<2>());
 }
 
-// Writes part h of a row's sums: the result after the last block, what the next block starts from before.
+// Writes a row's sums: the result after the last block, what the next block starts from before.
 // One-row tiles serve rectangles, too, whose sides only `t` knows; where those are pooled, sums go to `tile`,
 // for finish_pooled_rows. `whole`: no edge of the map cuts the tile, and its sides are ROWS and COLUMNS.
 template <int ROWS, int COLUMNS, bool LAST>
-inline __attribute__((always_inline)) void write_part(const TileArgs& t, const Places<ROWS * COLUMNS>& places,
-                                                      bool whole, const V* sum, ptrdiff_t k, int h,
-                                                      float* tile) {
+inline __attribute__((always_inline)) void write_row(const TileArgs& t, const Places<ROWS * COLUMNS>& places,
+                                                     bool whole, const V* sum, ptrdiff_t k, float* tile) {
   constexpr int P = ROWS * COLUMNS;
   const float* residual = t.residual ? t.residual + k * t.output_channel : nullptr;
   float* out = t.output + k * t.output_channel;
   if (ROWS % 2 == 0 && COLUMNS % 2 == 0 && LAST && t.pooled) {
-    finish_pooled<ROWS, COLUMNS>(t, sum, out + h * VL);
+    finish_pooled<ROWS, COLUMNS>(t, sum, out);
   } else if (!LAST || (ROWS == 1 && t.pooled)) {
-    float* to = (LAST ? tile : t.partial + k * P * kLanes) + h * VL;
+    float* to = LAST ? tile : t.partial + k * P * VL;
+    __asm__("" : "+r"(to));  // as in add_nonzero
 #pragma GCC unroll 32
-    for (int v = 0; v < P; ++v) store(to + v * kLanes, sum[v]);
+    for (int v = 0; v < P; ++v) store(to + v * VL, sum[v]);
   } else if (whole) {
 #pragma GCC unroll 32
     for (int v = 0; v < P; ++v) {
-      const ptrdiff_t at = (v / COLUMNS) * t.output_row + (v % COLUMNS) * kLanes + h * VL;
+      const ptrdiff_t at = (v / COLUMNS) * t.output_row + (v % COLUMNS) * VL;
       V result = sum[v];
       if (residual) result += loadu(residual + at);
       storeu(out + at, clamp(result, t.low, t.high));
@@ -195,13 +190,24 @@ inline __attribute__((always_inline)) void write_part(const TileArgs& t, const P
   } else {
 #pragma GCC unroll 32
     for (int v = 0; v < P; ++v) {
-      const First lanes = places.lanes[h][v];
-      const ptrdiff_t at = places.at[v] + h * VL;
+      const First lanes = places.lanes[v];
+      const ptrdiff_t at = places.at[v];
       V result = sum[v];
       if (residual) result += load_first(lanes, residual + at);
       store_first(lanes, out + at, clamp(result, t.low, t.high));
     }
   }
+}
+
+// Rows of a map lie far apart, where no hardware prefetcher looks, and a core keeps few stores that wait for
+// their line: the lines of a row's result are fetched some rows before it is written. Worth it with AVX2 on
+// Zen 3; with AVX-512 on Zen 5 networks took as long without.
+constexpr int kRowsAhead = 3;
+template <int ROWS, int COLUMNS>
+inline __attribute__((always_inline)) void fetch_row(const Places<ROWS * COLUMNS>& places, const float* out) {
+  constexpr int kStep = COLUMNS % (kLineFloats / VL) == 0 ? kLineFloats / VL : 1;
+#pragma GCC unroll 32
+  for (int v = 0; v < ROWS * COLUMNS; v += kStep) __builtin_prefetch(out + places.at[v], 1);
 }
 
 // All rows of a block; of the last block if LAST. What the two do with a row's sums is too different for one
@@ -212,31 +218,31 @@ void run_block(const TileArgs& args) {
   constexpr int UNROLL = P >= 4 ? 1 : P >= 2 ? 2 : 4;
   const TileArgs t = args;  // no store can change it, as the compiler must think of `args`
   const Places<P> places(t);
-  const bool whole =
-      t.rows_used == ROWS && t.columns_used == COLUMNS && t.columns == COLUMNS && t.tail == kLanes;
+  const bool whole = t.rows_used == ROWS && t.columns_used == COLUMNS && t.columns == COLUMNS && t.tail == VL;
   const uint16_t* offset = t.offset;
   const float* value = t.value;
-  alignas(64) float tile[P * kLanes];
+  alignas(64) float tile[P * VL];
   for (int i = 0; i < t.rows; ++i) {
     const ptrdiff_t k = t.order[i];
     const uint32_t count = t.count[i];
-    const float* partial = t.partial + k * P * kLanes;
-    for (int h = 0; h < kParts; ++h) {
-      V sum[UNROLL][P];
-      const V start = splat(t.first && t.bias ? t.bias[k] : 0.0f);
+    const float* partial = t.partial + k * P * VL;
+    __asm__("" : "+r"(partial));  // as in add_nonzero
+    if (LAST && t.fetch && i + kRowsAhead < t.rows)
+      fetch_row<ROWS, COLUMNS>(places, t.output + t.order[i + kRowsAhead] * t.output_channel);
+    V sum[UNROLL][P];
+    const V start = splat(t.first && t.bias ? t.bias[k] : 0.0f);
 #pragma GCC unroll 32
-      for (int v = 0; v < P; ++v) sum[0][v] = t.first ? start : load(partial + v * kLanes + h * VL);
+    for (int v = 0; v < P; ++v) sum[0][v] = t.first ? start : load(partial + v * VL);
 #pragma GCC unroll 4
-      for (int u = 1; u < UNROLL; ++u)
+    for (int u = 1; u < UNROLL; ++u)
 #pragma GCC unroll 32
-        for (int v = 0; v < P; ++v) sum[u][v] = V{};
-      add_row<ROWS, COLUMNS, UNROLL>(sum, t.input + h * VL * 4, t.input_row, offset, value, count);
+      for (int v = 0; v < P; ++v) sum[u][v] = V{};
+    add_row<ROWS, COLUMNS, UNROLL>(sum, t.input, t.input_row, offset, value, count);
 #pragma GCC unroll 4
-      for (int u = 1; u < UNROLL; ++u)
+    for (int u = 1; u < UNROLL; ++u)
 #pragma GCC unroll 32
-        for (int v = 0; v < P; ++v) sum[0][v] += sum[u][v];
-      write_part<ROWS, COLUMNS, LAST>(t, places, whole, sum[0], k, h, tile);
-    }
+      for (int v = 0; v < P; ++v) sum[0][v] += sum[u][v];
+    write_row<ROWS, COLUMNS, LAST>(t, places, whole, sum[0], k, tile);
     if (ROWS == 1 && LAST && t.pooled) finish_pooled_rows(t, tile, t.output + k * t.output_channel);
     offset += count;
     value += count;

@@ -76,7 +76,7 @@ class PoolStep final : public NativeStep {
   int64_t scratch_floats() const override { return lanes_ ? 0 : kPoolRows * pool_row_floats(args_); }
 
   void run(int64_t item, int, const Frame& frame, float* scratch) const override {
-    const int64_t width = lanes_ ? kLanes : 1;
+    const int64_t width = lanes_ ? isa_->lanes : 1;
     const float* x = resolve(source_, frame) + item * args_.height * args_.width * width;
     float* y = resolve(target_, frame) + item * args_.out_height * args_.out_width * width;
     if (lanes_)
@@ -171,15 +171,15 @@ class TransposeStep final : public NativeStep {
   TransposeStep(Buffer source, Buffer target, const Isa& isa, int64_t images, int64_t n, bool to_lanes)
       : source_(source), target_(target), isa_(&isa), images_(images), n_(n), to_lanes_(to_lanes) {}
 
-  int64_t items(int) const override { return ceil_div(images_, kLanes) * ceil_div(n_, kPiece); }
+  int64_t items(int) const override { return ceil_div(images_, isa_->lanes) * ceil_div(n_, kPiece); }
 
   void run(int64_t item, int, const Frame& frame, float*) const override {
     const int64_t pieces = ceil_div(n_, kPiece);
-    const int64_t image = item / pieces * kLanes, at = item % pieces * kPiece;
-    const int64_t planar = image * n_ + at, lanes = image * n_ + at * kLanes;
+    const int64_t image = item / pieces * isa_->lanes, at = item % pieces * kPiece;
+    const int64_t planar = image * n_ + at, lanes = image * n_ + at * isa_->lanes;
     (to_lanes_ ? isa_->to_lanes : isa_->from_lanes)(resolve(source_, frame) + (to_lanes_ ? planar : lanes),
                                                     resolve(target_, frame) + (to_lanes_ ? lanes : planar),
-                                                    std::min<int64_t>(kLanes, images_ - image), n_,
+                                                    std::min<int64_t>(isa_->lanes, images_ - image), n_,
                                                     std::min(kPiece, n_ - at));
   }
 
@@ -224,7 +224,7 @@ void add_pool(Program& program, int source, int target, const Isa& isa, const Po
                     a.stride_w, a.dilation_h, a.dilation_w}) &&
               a.pad_h >= 0 && a.pad_w >= 0 && a.pad_h <= a.kernel_h && a.pad_w <= a.kernel_w,
           "pooling sizes are out of range");
-  const int64_t width = lanes ? kLanes : 1;
+  const int64_t width = lanes ? isa.lanes : 1;
   const Buffer from = program.buffer(source, planes * a.height * a.width * width);
   const Buffer to = program.buffer(target, planes * a.out_height * a.out_width * width);
   program.add_step(std::make_unique<PoolStep>(from, to, isa, a, planes, lanes));
@@ -241,7 +241,7 @@ void add_elementwise(Program& program, int a, int b, int target, const Isa& isa,
 void add_broadcast(Program& program, int a, int b, int target, const Isa& isa, int64_t images,
                    int64_t channels, int64_t n, bool lanes, Binary op, Activation activation) {
   require(positive({images, channels, n}), "sizes must be positive");
-  const int width = lanes ? kLanes : 1;
+  const int width = lanes ? isa.lanes : 1;
   const int64_t rows = images * channels;
   const Buffer from = program.buffer(a, rows * n * width), other = program.buffer(b, rows * width);
   const Buffer to = program.buffer(target, rows * n * width);
@@ -259,7 +259,7 @@ void add_copy(Program& program, int source, int target, int64_t images, int64_t 
 void add_transpose(Program& program, int source, int target, const Isa& isa, int64_t images, int64_t n,
                    bool to_lanes) {
   require(positive({images, n}), "sizes must be positive");
-  const int64_t padded = ceil_div(images, kLanes) * kLanes * n;
+  const int64_t padded = ceil_div(images, isa.lanes) * isa.lanes * n;
   const Buffer from = program.buffer(source, to_lanes ? images * n : padded);
   const Buffer to = program.buffer(target, to_lanes ? padded : images * n);
   program.add_step(std::make_unique<TransposeStep>(from, to, isa, images, n, to_lanes));

@@ -274,6 +274,7 @@ PYBIND11_MODULE(_core, m) {
         py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("mapping"),
         py::arg("values") = "float32");
   m.def("kernels", &kernels);
+  m.def("lanes", [] { return select_isa().lanes; });
   m.def("isa", [] { return std::string(select_isa().name); });
   m.def(
       "fma_peak", [](int threads) { return fma_peak(thread_count(threads)); }, py::arg("threads"),

@@ -128,6 +128,9 @@ void PackedConv::lay_out(const CsrView& csr, const Choice& wanted) {
   time_ = layout.time;
   copy_share = layout.copy_share;
   const int64_t oh = out_height(), ow = out_width();
+  const int64_t images = mapping == Mapping::kLanes || mapping == Mapping::kMatrix ? lanes() : 1;
+  fetches_result_ =
+      lanes() < kLineFloats && !pooled && shape.out_channels * oh * ow * images * 4 > kSecondLevelBytes;
   switch (mapping) {
     case Mapping::kLanes:
       tiles_y = ceil_div(oh, tile_rows);
@@ -135,11 +138,11 @@ void PackedConv::lay_out(const CsrView& csr, const Choice& wanted) {
       break;
     case Mapping::kRows:
       tiles_y = ceil_div(oh, tile_rows);
-      tiles_x = ceil_div(ow, static_cast<int64_t>(tile_columns) * kLanes);
+      tiles_x = ceil_div(ow, static_cast<int64_t>(tile_columns) * lanes());
       break;
     case Mapping::kFlat:
       tiles_y = 1;
-      tiles_x = ceil_div(oh * ow, static_cast<int64_t>(tile_columns) * kLanes);
+      tiles_x = ceil_div(oh * ow, static_cast<int64_t>(tile_columns) * lanes());
       break;
     case Mapping::kMatrix:
       tiles_y = tiles_x = 1;
@@ -208,10 +211,10 @@ double PackedConv::packing_cycles(int tile_columns, double map_bytes) const {
       if (shape.kernel_h * shape.kernel_w == 1 && shape.stride_w == 1 && shape.pad_w == 0)
         return 3.0 + far / std::min(tile_columns, 4);
       // Row after row: each begins somewhere in a vector. Small maps in one tile are copied row by row.
-      const double run = static_cast<double>(std::min<int64_t>(shape.out_width(), kLanes));
-      const bool narrow = shape.out_width() <= kLanes && shape.stride_w == 1 && shape.stride_h == 1 &&
-                          shape.out_height() * shape.out_width() <= tile_columns * int64_t{kLanes};
-      return (narrow ? 6.0 : 25.0) * kLanes / run;
+      const double run = static_cast<double>(std::min<int64_t>(shape.out_width(), lanes()));
+      const bool narrow = shape.out_width() <= lanes() && shape.stride_w == 1 && shape.stride_h == 1 &&
+                          shape.out_height() * shape.out_width() <= tile_columns * int64_t{lanes()};
+      return (narrow ? 6.0 : 25.0) * lanes() / run;
     }
     case Mapping::kMatrix:
       return 2.0;
@@ -225,7 +228,6 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wan
   const int64_t reach_x = shape.dilation_w * (shape.kernel_w - 1) / shape.stride_w;
   const double rows = static_cast<double>(group_outputs);
   const double row_nonzeros = static_cast<double>(csr.nonzeros) / static_cast<double>(shape.out_channels);
-  const double parts = static_cast<double>(kLanes) / isa->vector_floats;
   Layout best{0, 0, 0, 0, 0, nullptr, 0, 0, 0};
   auto consider = [&](const TileEntry& tile, int tile_h, int tile_w) {
     Layout l{tile_h, tile_w, tile_h, tile_w, 1, tile.run, 0, 0, 0};
@@ -238,10 +240,10 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wan
         break;
       case Mapping::kRows:
         l.unit_rows = static_cast<int>(tile_h + reach_y);
-        tiles = static_cast<double>(ceil_div(oh, tile_h) * ceil_div(ow, tile_w * kLanes));
+        tiles = static_cast<double>(ceil_div(oh, tile_h) * ceil_div(ow, tile_w * lanes()));
         break;
       case Mapping::kFlat:
-        tiles = static_cast<double>(ceil_div(oh * ow, tile_w * kLanes));
+        tiles = static_cast<double>(ceil_div(oh * ow, tile_w * lanes()));
         break;
       case Mapping::kMatrix:
         tiles = 1.0 / (tile_h * tile_w);  // of a block of rows
@@ -250,9 +252,9 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wan
     if (wanted.rows > 0 && (wanted.rows != tile_h || wanted.columns != tile_w)) return;
     if (pooled && (tile_h % 2 != 0 || (mapping == Mapping::kLanes && tile_w % 2 != 0))) return;
     const int64_t vectors = static_cast<int64_t>(l.unit_rows) * l.unit_columns;
-    const int64_t unit_bytes = vectors * kVectorBytes;
+    const int64_t unit_bytes = vectors * vector_bytes();
     if (unit_bytes > kMaxBlockBytes) return;
-    const double images = mapping == Mapping::kLanes ? kLanes : 1;
+    const double images = mapping == Mapping::kLanes ? lanes() : 1;
     const double map_bytes = static_cast<double>(shape.channels * shape.height * shape.width) * 4.0 * images;
     const double out_bytes =
         static_cast<double>(shape.out_channels * oh * ow) * 4.0 * images / (pooled ? 4.0 : 1.0);
@@ -266,7 +268,7 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wan
       l.block_units = static_cast<int>(ceil_div(most, count));
       if (l.block_units * unit_bytes > kMaxBlockBytes) continue;
       const TileWork work{tile_h * tile_w,
-                          parts,
+                          static_cast<double>(vector_bytes()),
                           rows,
                           row_nonzeros,
                           count,
@@ -301,7 +303,7 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wan
         if (tile.rows == 1) consider(tile, 1, tile.columns);
         break;
       case Mapping::kMatrix:
-        if (tile.rows == 1 && tile.columns <= std::clamp<int64_t>(matrix_blocks_, 1, 4))
+        if (tile.rows == 1 && tile.columns <= std::max<int64_t>(matrix_blocks_, 1))
           consider(tile, tile.columns, 1);
         break;
     }
@@ -324,7 +326,7 @@ void PackedConv::pack(const CsrView& csr) {
     if (mapping == Mapping::kLanes) col = x / shape.stride_w;
     block_of[column] = static_cast<int32_t>(unit / block_units_);
     const int64_t vectors = (unit % block_units_) * unit_rows * unit_columns + row * unit_columns + col;
-    place[column] = static_cast<uint16_t>(vectors * (kVectorBytes / kOffsetUnit));
+    place[column] = static_cast<uint16_t>(vectors * (vector_bytes() / kOffsetUnit));
   }
   segment_count_ = segments_wanted();
   const auto room = static_cast<size_t>(nonzeros + kReadAhead);

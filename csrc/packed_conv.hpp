@@ -17,12 +17,12 @@ struct ConvShape {
   int64_t out_width() const { return (width + 2 * pad_w - dilation_w * (kernel_w - 1) - 1) / stride_w + 1; }
 };
 
-// What the 16 lanes of a vector are.
+// What the lanes of a vector are: 16 with AVX-512, 8 with AVX2, 4 elsewhere.
 enum class Mapping : int {
-  kLanes,  // 16 images; a tile is a rectangle of output positions
-  kRows,   // 16 neighbours in an output row; a tile is a rectangle of such vectors
-  kFlat,   // 16 neighbours of the flattened output map; a tile is a run of vectors
-  kMatrix  // 16 rows of a matrix; a tile is some such blocks (fully connected layers)
+  kLanes,  // images; a tile is a rectangle of output positions
+  kRows,   // neighbours in an output row; a tile is a rectangle of such vectors
+  kFlat,   // neighbours of the flattened output map; a tile is a run of vectors
+  kMatrix  // rows of a matrix; a tile is some such blocks (fully connected layers)
 };
 
 // Borrowed CSR arrays; see finepruning/sparse/csr.py.
@@ -44,10 +44,11 @@ class PackedConv {
     int rows = 0, columns = 0;
     int64_t block_units = 0;
   };
-  // matrix_blocks: blocks of 16 rows that share one reading of the weights under kMatrix (at most 4 do).
+  // matrix_blocks: vectors of rows that may share one reading of the weights under kMatrix.
   // pooled: the output is max-pooled over 2x2 windows, under kLanes and kRows.
-  // threads: that share one image (16 under kLanes); the tile is chosen so that they can. Any number may run
-  // it. Throws std::invalid_argument when the shape cannot be expressed or the CSR does not fit it.
+  // threads: that share one image (a vector of images under kLanes); the tile is chosen so that they can. Any
+  // number may run it. Throws std::invalid_argument when the shape cannot be expressed or the CSR does not
+  // fit it.
   PackedConv(const ConvShape& shape, const CsrView& csr, Mapping mapping, const Isa& isa,
              int64_t matrix_blocks, bool pooled, int threads, const Choice& wanted);
   // For images one by one: kRows or kFlat, whichever the cost model prefers. pool: kRows may pool its output;
@@ -110,11 +111,15 @@ class PackedConv {
   };
   std::vector<Segment> segments;      // [(group * blocks + block) * segments + segment], and the end
   int64_t nonzeros = 0, longest = 0;  // of all rows; of one row in one block
-  double cost = 0;                    // modelled cycles for one image (16 under kLanes)
+  double cost = 0;                    // modelled cycles for one image (a vector of images under kLanes)
   double copy_share = 0;              // of them, for packing input
 
+  int vector_bytes() const { return isa->lanes * 4; }
+  // Whether the output map, of an image or of a vector of them, is worth fetching before it is written.
+  bool fetches_result() const { return fetches_result_; }
   int tile_vectors() const { return tile_rows * tile_columns; }
-  int unit_bytes() const { return unit_rows * unit_columns * kVectorBytes; }
+  int lanes() const { return isa->lanes; }
+  int unit_bytes() const { return unit_rows * unit_columns * vector_bytes(); }
   int64_t block_count() const { return static_cast<int64_t>(blocks.size()) - 1; }
   int64_t segment_count() const { return segment_count_; }
   int block_bytes() const { return block_units_ * unit_bytes(); }
@@ -142,6 +147,7 @@ class PackedConv {
   int64_t matrix_blocks_ = 1;
   int64_t units_a_group_ = 0, segment_count_ = 1;
   int block_units_ = 0;
+  bool fetches_result_ = false;
   std::vector<int32_t> unit_of_;  // [channel][tap] -> unit, or -1
 };
 

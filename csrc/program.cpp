@@ -55,7 +55,7 @@ int Program::add_buffer(Buffer::Kind kind, int64_t offset, int64_t size, int64_t
   require(turns >= 1 && turns <= kMaxTurns, "turns must lie in [1, 2^20]");
   const int64_t end = offset + stride * (turns - 1) + size;
   if (kind == Buffer::kArena) {
-    require(offset % kLanes == 0, "buffer offsets must be multiples of 16 floats");
+    require(offset % kLineFloats == 0, "buffer offsets must be multiples of 16 floats");
     require(end <= arena_floats_, "buffer does not fit into the arena");
   } else if (kind == Buffer::kInput) {
     input_needed_ = std::max(input_needed_, end);

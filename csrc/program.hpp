@@ -126,7 +126,7 @@ struct Finish {
   float low, high;
 };
 
-// images: lane blocks under kLanes, images under kRows and kFlat, blocks of 16 rows under kMatrix.
+// images: lane blocks under kLanes, images under kRows and kFlat, vectors of rows under kMatrix.
 void add_conv(Program& program, int source, int target, std::shared_ptr<const PackedConv> packed,
               Finish finish, int64_t images);
 // Fully connected layer on `images` single rows, x gathered.
@@ -141,7 +141,7 @@ void add_broadcast(Program& program, int a, int b, int target, const Isa& isa, i
 // Copies n floats an image; image i goes to i * target_stride + target_offset.
 void add_copy(Program& program, int source, int target, int64_t images, int64_t n, int64_t target_offset,
               int64_t target_stride);
-// [images][n] <-> [blocks of 16][n][16]
+// [images][n] <-> [vectors of images][n][lanes]
 void add_transpose(Program& program, int source, int target, const Isa& isa, int64_t images, int64_t n,
                    bool to_lanes);
 

@@ -15,12 +15,15 @@ class Kernel(TypedDict):
 
 class PackedConv:
     """Weights of a convolution, repacked for one geometry and mapping: "lanes", "rows", "flat", "matrix", or
-    "planar" (rows or flat, whichever the cost model prefers). ``matrix_blocks``: blocks of 16 rows that share
-    one reading of the weights under "matrix". ``pooled``: the output is max-pooled over 2x2 windows ("lanes"
-    and "rows"; "planar" may leave it undone). ``tile`` (rows, columns in vectors) and ``block_units`` force
-    what the cost model would choose; zeros leave it the choice. ``threads``: that share an image (or 16
-    images in lanes), which the choice heeds; any number may run the result. ``values``: "float32", "bfloat16"
-    or "float16", the latter two as their bits in an array of uint16; they are kept in 16 bits."""
+    "planar" (rows or flat, whichever the cost model prefers).
+
+    ``matrix_blocks``: vectors of rows that may share one reading of the weights under "matrix". ``pooled``:
+    the output is max-pooled over 2x2 windows ("lanes" and "rows"; "planar" may leave it undone). ``tile``
+    (rows, columns in vectors) and ``block_units`` force what the cost model would choose; zeros leave it the
+    choice. ``threads``: that share an image (or a vector of images in lanes), which the choice heeds; any
+    number may run the result. ``values``: "float32", "bfloat16" or "float16", the latter two as their bits in
+    an array of uint16; they are kept in 16 bits.
+    """
 
     def __init__(
         self,
@@ -50,7 +53,7 @@ class PackedConv:
     def nbytes(self) -> int: ...
     @property
     def cost(self) -> float:
-        """Modelled cycles of one core for one image, or for 16 images in lanes."""
+        """Modelled cycles of one core for one image, or for a vector of images in lanes."""
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -165,6 +168,9 @@ class Program:
 
 def kernels() -> list[Kernel]:
     """Every kernel that this build has and this machine can run."""
+
+def lanes() -> int:
+    """Floats of a vector of the instruction set in use: images that lie side by side."""
 
 def isa() -> str:
     """The instruction set in use: the best of this machine, or what FINEPRUNING_ISA names."""

@@ -23,7 +23,7 @@ import finepruning
 from finepruning import _core
 from finepruning.engine.cpu_lowering import Lowering
 from finepruning.engine.cpu_runner import Runner
-from finepruning.engine.cpu_schedule import LANE_BATCH, Schedule, loop_lost_without, schedule
+from finepruning.engine.cpu_schedule import Schedule, in_lanes, loop_lost_without, schedule
 from finepruning.engine.cpu_weights import with_dense_weights
 from finepruning.engine.plan import Plan, Step
 from finepruning.engine.timing_table import TimingTable, cache_folder, cache_path, cpu_name
@@ -46,7 +46,7 @@ class Place:
     """Where a step stands in its network.
 
     Attributes:
-        lanes_in, lanes_out: whether its neighbours hold maps with 16 images side by side. last: its
+        lanes_in, lanes_out: whether its neighbours hold maps with images side by side. last: its
             result is the plan's.
         chunk: images at a time if it runs in the plan's loop, else 0.
         loop_lost: seconds that the rest of the loop gains and would lose.
@@ -120,7 +120,8 @@ def _lanes(plan: Plan, name: str, dense: dict[str, str]) -> bool:
     producer = producers.get(name)
     if producer is None or producer.op == "aten" or producer.name in dense:
         return False
-    return plan.values[name].shape[0] >= (2 if producer.op == "linear" else LANE_BATCH)
+    images = plan.values[name].shape[0]
+    return images > 1 if producer.op == "linear" else in_lanes(images)
 
 
 def _seconds(table: TimingTable, plan: Plan, step: Step, place: Place, threads: int) -> tuple[float, float]:

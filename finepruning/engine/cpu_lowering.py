@@ -9,13 +9,14 @@ from typing import Any
 
 from finepruning import _core
 from finepruning.engine.cpu_lowering_maps import MapLowering
-from finepruning.engine.cpu_schedule import LANE_BATCH, outliving
-from finepruning.engine.cpu_tape import LANED, LANES, PLANAR, Buffer, Storage, lane_blocks
+from finepruning.engine.cpu_schedule import in_lanes, outliving
+from finepruning.engine.cpu_tape import LANED, PLANAR, Buffer, Storage, lane_blocks
 from finepruning.engine.cpu_weights import csr_arrays, geometry, packed_conv
 from finepruning.engine.plan import Plan, Step
 from finepruning.sparse.csr import CSR
 
 MAX_GATHER_COLUMNS = 65536
+MATRIX_ROWS = 64  # that share one reading of the weights of a fully connected layer
 FUSED = (None, "relu", "relu6")
 
 
@@ -113,7 +114,7 @@ class Lowering(MapLowering):
         shape = self._value(step.inputs[0]).shape
         if len(shape) != 4:
             return False
-        layout = LANED if shape[0] >= LANE_BATCH and not self.looping else PLANAR
+        layout = LANED if in_lanes(shape[0]) and not self.looping else PLANAR
         pool = self._pool_of(step)
         images = lane_blocks(shape[0]) if layout == LANED else shape[0]
         packed = packed_conv(
@@ -197,7 +198,7 @@ class Lowering(MapLowering):
         packed = packed_conv(
             weight,
             mapping="matrix",
-            matrix_blocks=min(4, lane_blocks(rows)),
+            matrix_blocks=lane_blocks(min(rows, MATRIX_ROWS)),
             channels=weight.columns,
             size=(1, 1),
             outputs=weight.rows,
@@ -216,12 +217,13 @@ class Lowering(MapLowering):
         return True
 
     def _rows_linear(self, step: Step, packed: Any, rows: int) -> None:
-        """Planar rows of a tensor of more than two dimensions, 16 rows a vector and back."""
+        """Planar rows of a tensor of more than two dimensions, side by side in vectors and back."""
         source = self.tape.need(step.inputs[0], PLANAR)
         _, target = self.tape.new(self._value(step.output), PLANAR)
         columns, outputs = source.size // rows, target.size // rows
         blocks = lane_blocks(rows)
-        packed_in, packed_out = Buffer(blocks * LANES * columns), Buffer(blocks * LANES * outputs)
+        padded = blocks * _core.lanes()
+        packed_in, packed_out = Buffer(padded * columns), Buffer(padded * outputs)
         name = step.name
         native = self.tape.native
         native(

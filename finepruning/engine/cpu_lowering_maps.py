@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from finepruning import _core
 from finepruning.engine.cpu_lowering_base import LoweringBase
-from finepruning.engine.cpu_tape import LANED, LANES, PLANAR, Storage, lane_blocks
+from finepruning.engine.cpu_tape import LANED, PLANAR, Storage, lane_blocks
 from finepruning.engine.plan import Step
 
 
@@ -143,7 +144,7 @@ class MapLowering(LoweringBase):
         sources = [self.tape.need(name, layout) for name in step.inputs]
         _, target = self.tape.new(self._value(step.output), layout)
         outer = math.prod(result[1:dim]) * (lane_blocks(result[0]) if lanes else result[0]) if dim > 0 else 1
-        inner = math.prod(result[dim + 1 :]) * (LANES if lanes else 1)
+        inner = math.prod(result[dim + 1 :]) * (_core.lanes() if lanes else 1)
         stride = result[dim] * inner
         offset = 0
         for name, source in zip(step.inputs, sources, strict=True):

@@ -1,4 +1,4 @@
-"""Batches on the CPU in slices, where that keeps maps in the last cache: of 16 images, or of one a thread."""
+"""Batches on the CPU in slices that keep maps in the last cache: of a vector of images, or one a thread."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from finepruning import _core
 from finepruning.engine.cpu import CpuExecutor
 from finepruning.engine.cpu_schedule import slices_pay
-from finepruning.engine.cpu_tape import LANES
 from finepruning.engine.plan import Plan, StepReport, keeps_images_apart
 
 
 def cpu_executor(plan: Plan, replan: Callable[[int], Plan] | None = None) -> CpuExecutor | SlicedExecutor:
     """The executor for a plan; ``replan`` gives the same plan for another batch size."""
-    images = LANES if plan.batch > LANES else torch.get_num_threads()
-    if replan is None or plan.batch in (images, LANES) or plan.batch < images or not keeps_images_apart(plan):
+    lanes = _core.lanes()
+    images = lanes if plan.batch > lanes else torch.get_num_threads()
+    if replan is None or plan.batch in (images, lanes) or plan.batch < images or not keeps_images_apart(plan):
         return CpuExecutor(plan, replan)
     if not slices_pay(plan, replan(images)):
         return CpuExecutor(plan, replan)

@@ -1,7 +1,8 @@
 """The CPU executor's list of operations: native steps over buffers, and calls into PyTorch.
 
-Layouts: "planar" is PyTorch's own order, one image after the other. "lanes" puts 16 images side by side,
-``[images / 16][channels][height][width][16]``, lanes without an image hold zeros or stale numbers.
+Layouts: "planar" is PyTorch's own order, one image after the other. "lanes" puts so many images
+side by side as a vector of the instruction set holds (16, 8 or 4):
+``[images / lanes][channels][height][width][lanes]``, lanes without an image hold zeros or stale numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from finepruning import _core
 from finepruning.engine.cpu_arena import Slot, place
 from finepruning.engine.plan import Value
 
-LANES = 16
 PLANAR = "planar"
 LANED = "lanes"
 
@@ -25,8 +25,8 @@ Emit = Callable[[_core.Program, Sequence[int]], None]
 
 
 def lane_blocks(images: int) -> int:
-    """Vectors of 16 that hold ``images`` images."""
-    return -(-images // LANES)
+    """Vectors that hold ``images`` images side by side."""
+    return -(-images // _core.lanes())
 
 
 @dataclass(eq=False)
@@ -55,7 +55,7 @@ class Storage:
     tensor: str | None = None  # name under which the call's tensors hold it
 
     def size(self, layout: str) -> int:
-        images = lane_blocks(self.images) * LANES if layout == LANED else self.images
+        images = lane_blocks(self.images) * _core.lanes() if layout == LANED else self.images
         return images * self.floats
 
 

@@ -80,7 +80,7 @@ def packed_conv(csr: CSR, *, mapping: str, **geometry: Any) -> _core.PackedConv:
     """The packed form of ``csr``; plans of several batch sizes share it.
 
     Args:
-        mapping: "lanes" (16 images a vector), "planar" (images one by one) or "matrix" (fully connected).
+        mapping: "lanes" (images side by side), "planar" (images one by one) or "matrix" (fully connected).
         geometry: the keyword arguments of `_core.PackedConv`.
     """
     identity = id(csr)

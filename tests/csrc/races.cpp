@@ -19,7 +19,7 @@ namespace {
 constexpr int kCallers = 3, kCalls = 4;
 constexpr int64_t kImages = 20, kChannels = 6, kSide = 14, kOutputs = 80, kPooled = 7;
 constexpr int64_t kIn = kChannels * kSide * kSide, kOut = kOutputs * kSide * kSide;
-constexpr int64_t kSmall = kOutputs * kPooled * kPooled, kPadded = 32;  // images in whole blocks of 16
+constexpr int64_t kSmall = kOutputs * kPooled * kPooled, kPadded = 32;  // images in whole vectors
 
 std::mt19937 chance(0);
 
@@ -73,7 +73,7 @@ std::shared_ptr<PackedConv> pack(const ConvShape& shape, const Weights& weights,
                                       PackedConv::Choice{});
 }
 
-// Blocks of 16 images: transposed, convolved, gated and pooled (or pooled while convolved), classified,
+// Vectors of images: transposed, convolved, gated and pooled (or pooled while convolved), classified,
 // transposed back.
 void in_lanes(Program& p, const Isa& isa, ValueType type, bool pooled) {
   const Weights conv(kOutputs, kChannels * 9, type), linear(10, kSmall, type);
@@ -88,14 +88,14 @@ void in_lanes(Program& p, const Isa& isa, ValueType type, bool pooled) {
   const int classes = arena(kPadded * 10);
   add_transpose(p, input, lanes, isa, kImages, kIn, true);
   add_conv(p, lanes, pooled ? small : map, pack(kConv, conv, Mapping::kLanes, isa, 1, pooled),
-           finish(kOutputs), kPadded / 16);
+           finish(kOutputs), kPadded / isa.lanes);
   if (!pooled) {
-    add_broadcast(p, map, map, gated, isa, kPadded / 16, kOutputs, kSide * kSide, true, Binary::kMul,
+    add_broadcast(p, map, map, gated, isa, kPadded / isa.lanes, kOutputs, kSide * kSide, true, Binary::kMul,
                   Activation::kSilu);
-    add_pool(p, gated, small, isa, kPool, kPadded / 16 * kOutputs, true);
+    add_pool(p, gated, small, isa, kPool, kPadded / isa.lanes * kOutputs, true);
   }
-  add_conv(p, small, classes, pack(kMatrixShape, linear, Mapping::kMatrix, isa, kPadded / 16), finish(10),
-           kPadded / 16);
+  add_conv(p, small, classes, pack(kMatrixShape, linear, Mapping::kMatrix, isa, kPadded / isa.lanes),
+           finish(10), kPadded / isa.lanes);
   add_transpose(p, classes, p.add_buffer(Buffer::kOutput, 0, kImages * 10), isa, kImages, 10, false);
 }
 

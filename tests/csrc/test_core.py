@@ -95,21 +95,24 @@ def test_unknown_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         _core.isa()
 
 
-@pytest.mark.parametrize("lanes", [1, 3, 4, 15, 16, 17, 33])
+@pytest.mark.parametrize("isa", sorted({kernel["isa"] for kernel in _core.kernels()}))
+@pytest.mark.parametrize("images", [1, 3, 4, 7, 8, 15, 16, 17, 33])
 @pytest.mark.parametrize("n", [1, 5, 1030])
-def test_transposing_there_and_back(lanes: int, n: int) -> None:
-    blocks = -(-lanes // 16)
-    program = _core.Program(blocks * 16 * n)
-    x = np.random.default_rng(0).standard_normal(lanes * n).astype(np.float32)
-    middle = program.buffer("arena", 0, blocks * 16 * n)
-    program.transpose(program.buffer("input", 0, lanes * n), middle, images=lanes, n=n, to_lanes=True)
-    program.transpose(middle, program.buffer("output", 0, lanes * n), images=lanes, n=n, to_lanes=False)
+def test_transposing_there_and_back(isa: str, images: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINEPRUNING_ISA", isa)
+    lanes = _core.lanes()
+    blocks = -(-images // lanes)
+    program = _core.Program(blocks * lanes * n)
+    x = np.random.default_rng(0).standard_normal(images * n).astype(np.float32)
+    middle = program.buffer("arena", 0, blocks * lanes * n)
+    program.transpose(program.buffer("input", 0, images * n), middle, images=images, n=n, to_lanes=True)
+    program.transpose(middle, program.buffer("output", 0, images * n), images=images, n=n, to_lanes=False)
     context = program.acquire(2)
     y = np.full_like(x, np.nan)
     program.run(context, 0, 2, x, y)
     assert (x == y).all()
-    view = program.view(context, middle).reshape(blocks, n, 16)
-    assert (view[-1, :, (lanes - 1) % 16 + 1 :] == 0).all()
+    view = program.view(context, middle).reshape(blocks, n, lanes)
+    assert (view[-1, :, (images - 1) % lanes + 1 :] == 0).all()
 
 
 def test_kernels_cover_every_instruction_set() -> None:
@@ -146,7 +149,7 @@ def test_tiles_chosen_for_threads_give_the_same_result(mapping: str) -> None:
         "rowptr": np.searchsorted(row, np.arange(257)).astype(np.int32),
     }
     shape = {"channels": 1024, "size": (14, 14), "outputs": 256, "kernel": (1, 1), "padding": (0, 0)}
-    images = 16 if mapping == "lanes" else 1
+    images = _core.lanes() if mapping == "lanes" else 1
     x = random.standard_normal(images * 1024 * 196).astype(np.float32)
     found, tiles = [], set()
     for threads in (1, 2, 3, 8):
