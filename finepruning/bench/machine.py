@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import finepruning
+from finepruning import _core
 from finepruning.engine.timing_table import cpu_name
 
 ALWAYS = ("torch", "torchvision", "numpy")
@@ -36,6 +37,7 @@ def describe(device: torch.device, threads: int, packages: Iterable[str] = ()) -
             "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
             "memory_gib": _memory_gib(),
             "system": f"{platform.system()} {platform.machine()}",
+            "isa": _core.isa(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": threads,
         },
