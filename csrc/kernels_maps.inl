@@ -91,9 +91,28 @@ inline void pool_columns(const float* scratch, const PoolArgs& p, int64_t oy, fl
   }
 }
 
+// A window that is the whole plane.
+inline float pool_plane(const float* x, const PoolArgs& p) {
+  const float nothing = p.maximum ? -__builtin_inff() : 0.0f;
+  const int64_t n = p.height * p.width;
+  V some = splat(nothing);
+  int64_t i = 0;
+  for (; i + VL <= n; i += VL) some = p.maximum ? larger(some, loadu(x + i)) : some + loadu(x + i);
+  float result = nothing;
+  for (int l = 0; l < VL; ++l) result = p.maximum ? larger(result, some[l]) : result + some[l];
+  for (; i < n; ++i) result = p.maximum ? larger(result, x[i]) : result + x[i];
+  return p.maximum ? result : result / divisor(p, 0, 0, n);
+}
+
 // First the rows of some windows, vector by vector, then their columns: read back at once, a row would wait
 // for its own stores.
 void pool(const float* x, float* y, const PoolArgs& p, float* scratch) {
+  const bool whole = p.kernel_h == p.height && p.kernel_w == p.width && p.pad_h == 0 && p.pad_w == 0 &&
+                     p.dilation_h == 1 && p.dilation_w == 1;
+  if (whole) {
+    *y = pool_plane(x, p);
+    return;
+  }
   const int64_t floats = pool_row_floats(p);
   for (int64_t i = 0; i < imin(kPoolRows, p.out_height) * floats; ++i)
     scratch[i] = p.maximum ? -__builtin_inff() : 0.0f;

@@ -203,11 +203,13 @@ inline __attribute__((always_inline)) void write_row(const TileArgs& t, const Pl
 // their line: the lines of a row's result are fetched some rows before it is written. Worth it with AVX2 on
 // Zen 3; with AVX-512 on Zen 5 networks took as long without.
 constexpr int kRowsAhead = 3;
-template <int ROWS, int COLUMNS>
-inline __attribute__((always_inline)) void fetch_row(const Places<ROWS * COLUMNS>& places, const float* out) {
-  constexpr int kStep = COLUMNS % (kLineFloats / VL) == 0 ? kLineFloats / VL : 1;
+template <int P>
+inline __attribute__((always_inline)) void fetch_row(const Places<P>& places, int columns, const float* out) {
+  constexpr int kVectors = kLineFloats / VL;  // of a line
+  const bool whole_lines = columns % kVectors == 0;
 #pragma GCC unroll 32
-  for (int v = 0; v < ROWS * COLUMNS; v += kStep) __builtin_prefetch(out + places.at[v], 1);
+  for (int v = 0; v < P; ++v)
+    if (v % kVectors == 0 || !whole_lines) __builtin_prefetch(out + places.at[v], 1);
 }
 
 // All rows of a block; of the last block if LAST. What the two do with a row's sums is too different for one
@@ -228,7 +230,7 @@ void run_block(const TileArgs& args) {
     const float* partial = t.partial + k * P * VL;
     __asm__("" : "+r"(partial));  // as in add_nonzero
     if (LAST && t.fetch && i + kRowsAhead < t.rows)
-      fetch_row<ROWS, COLUMNS>(places, t.output + t.order[i + kRowsAhead] * t.output_channel);
+      fetch_row<P>(places, t.columns, t.output + t.order[i + kRowsAhead] * t.output_channel);
     V sum[UNROLL][P];
     const V start = splat(t.first && t.bias ? t.bias[k] : 0.0f);
 #pragma GCC unroll 32

@@ -157,7 +157,10 @@ def measure(plan: Plan, step: Step, place: Place, threads: int) -> tuple[float, 
         for runner, x, of_side in zip(runners, inputs, times, strict=True):
             steps: list[tuple[str, float]] = []
             runner.run(x, steps)
+            together: dict[str, float] = defaultdict(float)  # a step may take several operations
             for name, seconds in steps:
+                together[name] += seconds
+            for name, seconds in together.items():
                 of_side[name].append(seconds)
         if run == 0:  # warms up
             for of_side in times:

@@ -11,7 +11,7 @@ from finepruning import _core
 from finepruning.engine.cpu_lowering_maps import MapLowering
 from finepruning.engine.cpu_schedule import in_lanes, outliving
 from finepruning.engine.cpu_tape import LANED, PLANAR, Buffer, Storage, lane_blocks
-from finepruning.engine.cpu_weights import csr_arrays, geometry, packed_conv
+from finepruning.engine.cpu_weights import csr_arrays, geometry, packed_conv, reads_every_nth, unstrided
 from finepruning.engine.plan import Plan, Step
 from finepruning.sparse.csr import CSR
 
@@ -117,16 +117,49 @@ class Lowering(MapLowering):
         layout = LANED if in_lanes(shape[0]) and not self.looping else PLANAR
         pool = self._pool_of(step)
         images = lane_blocks(shape[0]) if layout == LANED else shape[0]
+        described = geometry(step, shape)
+        source = None
+        if layout == PLANAR and reads_every_nth(described):
+            source = self._every_nth(step, described)
+            described = unstrided(described)
         packed = packed_conv(
             weight,
             mapping=layout,
             pooled=pool is not None,
             threads=max(1, self._threads // images),
-            **geometry(step, shape),
+            **described,
         )
-        self._emit_conv(step, layout, packed, images, pool if packed.pooled else None)
+        self._emit_conv(step, layout, packed, images, pool if packed.pooled else None, source)
         self._report(step, packed.kernel, packed.nbytes)
         return True
+
+    def _every_nth(self, step: Step, described: Mapping[str, Any]) -> Buffer:
+        """The positions that a strided pointwise convolution reads, as a map of their own.
+
+        Neighbours of the flattened output are then neighbours of the input, too, and fill any tile.
+        """
+        size = unstrided(described)["size"]
+        images = self._value(step.inputs[0]).shape[0]
+        planes = images * described["channels"]
+        target = Buffer(planes * math.prod(size))
+        self.tape.native(
+            step.name,
+            lambda p, ids: p.pool(
+                ids[0],
+                ids[1],
+                size=described["size"],
+                out=size,
+                kernel=(1, 1),
+                stride=described["stride"],
+                padding=(0, 0),
+                planes=planes,
+                lanes=False,
+                maximum=True,
+            ),
+            self.tape.need(step.inputs[0], PLANAR),
+            target,
+        )
+        return target
 
     def _pool_of(self, step: Step) -> Step | None:
         """The maximum over 2x2 windows that takes this convolution's result and is all that does."""
@@ -144,9 +177,17 @@ class Lowering(MapLowering):
         plain = tuple(attrs["padding"]) == (0, 0) and tuple(attrs["dilation"]) == (1, 1)
         return pool if windows and plain else None
 
-    def _emit_conv(self, step: Step, layout: str, packed: Any, images: int, pool: Step | None = None) -> None:
-        source = self.tape.need(step.inputs[0], layout)
-        buffers = [source]
+    def _emit_conv(
+        self,
+        step: Step,
+        layout: str,
+        packed: Any,
+        images: int,
+        pool: Step | None = None,
+        source: Buffer | None = None,
+    ) -> None:
+        """``source``: the step's input where that is not the value of its name."""
+        buffers = [source or self.tape.need(step.inputs[0], layout)]
         if step.residual is not None:
             buffers.append(self.tape.need(step.residual, layout))
         storage, target = self.tape.new(self._value((pool or step).output), layout)

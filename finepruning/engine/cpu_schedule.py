@@ -13,16 +13,17 @@ from dataclasses import dataclass
 
 from finepruning import _core
 from finepruning.engine.cpu_tape import lane_blocks
-from finepruning.engine.cpu_weights import csr_arrays, geometry
+from finepruning.engine.cpu_weights import csr_arrays, geometry, reads_every_nth, unstrided
 from finepruning.engine.plan import Plan, Step
 from finepruning.sparse.csr import CSR
 
 _LOOPED = {"conv2d", "max_pool2d", "avg_pool2d", "add", "mul", "identity", "concat"}
 # Of the machine the cost model was fitted to: bytes that its last cache holds of one step's maps, bytes that
-# cross from there and from memory in a cycle, all cores together, and what sharing out few images costs.
+# cross from there and from memory in a cycle, all cores together, and what sharing out few images costs. With
+# vectors of 8, images one by one fall further behind images side by side than their cycles say.
 _CACHE_BYTES = 24 << 20
 _CACHE_BYTES_A_CYCLE, _MEMORY_BYTES_A_CYCLE = 25.0, 10.0
-_LOOP_FACTOR = 1.2
+_LOOP_FACTOR, _LOOP_FACTOR_OF_8 = 1.2, 2.0
 _CYCLES_A_SECOND = 4.2e9
 _LINEAR_CYCLES = 1.25  # a nonzero of a fully connected layer over a vector of images, all cores together
 
@@ -142,7 +143,8 @@ def _whole_cycles(plan: Plan, step: Step, threads: int, *, lanes: bool) -> float
 
 def _looped_cycles(plan: Plan, step: Step, images: int, threads: int) -> float:
     """Modelled cycles of a convolution on the batch, so many images at a time."""
-    compute = _LOOP_FACTOR * _cycles(plan, step, lanes=False) * plan.batch / threads
+    factor = _LOOP_FACTOR if _core.lanes() > 8 else _LOOP_FACTOR_OF_8
+    compute = factor * _cycles(plan, step, lanes=False) * plan.batch / threads
     near = _map_bytes(plan, step) * images / plan.batch <= _CACHE_BYTES
     return compute + _traffic(plan, step) / (_CACHE_BYTES_A_CYCLE if near else _MEMORY_BYTES_A_CYCLE)
 
@@ -157,8 +159,10 @@ def _cycles(plan: Plan, step: Step, *, lanes: bool) -> float:
     if step.op != "conv2d" or not isinstance(step.weight, CSR):
         return 0.0
     mapping = "lanes" if lanes else "planar"
-    shape = plan.values[step.inputs[0]].shape
-    return _core.modelled_cycles(**csr_arrays(step.weight), mapping=mapping, **geometry(step, shape))
+    described = geometry(step, plan.values[step.inputs[0]].shape)
+    if not lanes and reads_every_nth(described):
+        described = unstrided(described)
+    return _core.modelled_cycles(**csr_arrays(step.weight), mapping=mapping, **described)
 
 
 def _boundary_cycles(plan: Plan, steps: int, lanes: bool) -> float:

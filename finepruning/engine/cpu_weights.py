@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -74,6 +74,18 @@ def geometry(step: Step, shape: Sequence[int]) -> dict[str, Any]:
         "dilation": tuple(attrs["dilation"]),
         "groups": attrs["groups"],
     }
+
+
+def reads_every_nth(geometry: Mapping[str, Any]) -> bool:
+    """Whether a convolution reads a part of its input's positions alone, which may be gathered first."""
+    pointwise = geometry["kernel"] == (1, 1) and geometry["padding"] == (0, 0)
+    return bool(pointwise and geometry["stride"] != (1, 1))
+
+
+def unstrided(geometry: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a convolution that `reads_every_nth`, on a map of those positions alone."""
+    sizes = zip(geometry["size"], geometry["stride"], strict=True)
+    return {**geometry, "size": tuple((n - 1) // stride + 1 for n, stride in sizes), "stride": (1, 1)}
 
 
 def packed_conv(csr: CSR, *, mapping: str, **geometry: Any) -> _core.PackedConv:

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from cpu_plans import attributes, check, conv_step, plan_of, pruned, reference
+from cpu_plans import attributes, check, conv_step, plan_of, poison, pruned, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +30,7 @@ CASES = {
     "one pixel": ((5, 1, 1), (7, 5, 1, 1), attributes()),
     "map of one pixel, padded": ((5, 1, 1), (7, 5, 3, 3), attributes(padding=1)),
     "blocks of channels": ((150, 6, 10), (9, 150, 3, 3), attributes(padding=1)),
+    "result beyond the second-level cache": ((3, 61, 60), (64, 3, 3, 3), attributes(padding=1)),
 }
 
 
@@ -114,6 +115,22 @@ def test_residual_is_added_before_the_activation(isa: str, batch: int) -> None:
     expected = F.hardswish(reference(x, weight, None, attrs) + x.double())
     step = conv_step(weight, None, attrs, residual="x", activation="hardswish")
     check(CpuExecutor(plan_of([step], {"x": x.shape, "y": x.shape})), x, expected)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("size", [(1, 1), (7, 7), (5, 13)])
+def test_pooling_whole_maps(isa: str, size: tuple[int, int], batch: int) -> None:
+    x = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+    x[0, 1, -1, 0] = float("nan")
+    attrs = {"kernel": size, "stride": (1, 1), "padding": (0, 0), "ceil_mode": False}
+    mean = Step(
+        "p", "avg_pool2d", ("x",), "y", {**attrs, "count_include_pad": True, "divisor_override": None}
+    )
+    most = Step("p", "max_pool2d", ("x",), "y", {**attrs, "dilation": (1, 1)})
+    for step, expected in ((mean, x.mean((2, 3), keepdim=True)), (most, x.amax((2, 3), keepdim=True))):
+        executor = CpuExecutor(plan_of([step], {"x": x.shape, "y": (batch, 3, 1, 1)}))
+        poison(executor)
+        torch.testing.assert_close(executor(x), expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("batch", [1, 5, 16, 18])
