@@ -9,8 +9,14 @@
 namespace finepruning {
 namespace {
 
+// Whether there are loads of some lanes of a vector, which the kernels below then use.
+#if defined(__AVX2__)
+#define FINEPRUNING_MASKED_LOADS 1
+#else
+#define FINEPRUNING_MASKED_LOADS 0
+#endif
+
 constexpr int VL = FINEPRUNING_VECTOR_FLOATS;
-constexpr int kAhead = 6;  // units between a prefetch and its use
 typedef float V __attribute__((vector_size(VL * 4)));
 typedef float Vu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 typedef V Va __attribute__((may_alias));
@@ -27,8 +33,12 @@ inline V clamp(V x, float low, float high) { return vmin(splat(high), vmax(splat
 inline int64_t imin(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t imax(int64_t a, int64_t b) { return a > b ? a : b; }
 
-#include "kernels_gather.inl"
+// What the others are written in, so it comes before them.
 #include "kernels_lanes.inl"
+
+constexpr int kAhead = 6;  // units between a prefetch and its use
+
+#include "kernels_gather.inl"
 #include "kernels_linear.inl"
 #include "kernels_maps.inl"
 #include "kernels_probe.inl"

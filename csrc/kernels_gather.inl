@@ -1,6 +1,6 @@
 // Packs one block of input for the tile kernels: every unit becomes a run of aligned vectors.
 
-#if defined(FINEPRUNING_MASKED_LOADS)
+#if FINEPRUNING_MASKED_LOADS
 // out[i] = row[x + i * step] for i < count, zero outside the row. Writes whole vectors if `whole`.
 inline void copy_run(float* out, const float* row, int64_t x, int64_t step, int64_t count, int64_t width,
                      bool whole) {
@@ -35,7 +35,7 @@ inline void zero(float* out, int64_t floats) {
   for (int64_t i = 0; i < floats; i += VL) store(out + i, V{});
 }
 
-#if defined(FINEPRUNING_MASKED_LOADS)
+#if FINEPRUNING_MASKED_LOADS
 // Rows `pitch` apart, of elements STEP apart. What lies inside the map is the same in every row.
 template <int STEP>
 inline void take_rows(float* out, int64_t row_floats, const float* row, int64_t pitch, int64_t rows,
@@ -60,7 +60,7 @@ inline void copy_rows(const GatherArgs& g, float* out, const float* plane, int64
   const float* row = plane + (y + above * g.stride_h) * g.width;
   const int64_t pitch = g.stride_h * g.width, rows = below - above;
   out += above * row_floats;
-#if defined(FINEPRUNING_MASKED_LOADS)
+#if FINEPRUNING_MASKED_LOADS
   if (g.stride_w == 1) return take_rows<1>(out, row_floats, row, pitch, rows, x, g.width);
   if (g.stride_w == 2) return take_rows<2>(out, row_floats, row, pitch, rows, x, g.width);
   if (g.stride_w == 4) return take_rows<4>(out, row_floats, row, pitch, rows, x, g.width);
@@ -78,7 +78,7 @@ void gather_rows_block(const GatherArgs& g) {
   }
 }
 
-#if defined(FINEPRUNING_MASKED_LOADS)
+#if FINEPRUNING_MASKED_LOADS
 // All rows of a map of at most VL columns, back to back, as the tap at (y, x) reads them.
 inline void copy_narrow(const GatherArgs& g, float* out, const float* plane, int64_t y, int64_t x) {
   for (int64_t c = 0; c < g.out_width; c += VL) {
@@ -106,7 +106,7 @@ void gather_flat_block(const GatherArgs& g) {
     return;
   }
   const int64_t first_row = g.x / g.out_width, first_column = g.x % g.out_width;
-#if defined(FINEPRUNING_MASKED_LOADS)
+#if FINEPRUNING_MASKED_LOADS
   // A small map in one tile.
   const bool narrow = g.stride_h == 1 && g.stride_w == 1 && g.out_width <= VL && g.x == 0 && end == positions;
 #endif
@@ -119,7 +119,7 @@ void gather_flat_block(const GatherArgs& g) {
     zero(out + whole, unit_floats - whole);
     const int64_t x = unit.dx - g.pad_w;
     int64_t oy = first_row, ox = first_column;
-#if defined(FINEPRUNING_MASKED_LOADS)
+#if FINEPRUNING_MASKED_LOADS
     if (narrow) {
       copy_narrow(g, out, plane, unit.dy - g.pad_h, x);
       continue;

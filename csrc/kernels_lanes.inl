@@ -38,8 +38,7 @@ inline void store_first(First lanes, float* p, V v) {
 inline V load_lanes(const float* p, int64_t n) { return load_first(first_lanes(n), p); }
 inline void store_lanes(float* p, V v, int64_t n) { store_first(first_lanes(n), p, v); }
 
-#if defined(__AVX2__)
-#define FINEPRUNING_MASKED_LOADS
+#if FINEPRUNING_MASKED_LOADS
 #if defined(__AVX512F__)
 typedef __mmask16 Inside;
 inline Inside lanes_between(int64_t low, int64_t high) {

@@ -66,7 +66,7 @@ inline void pool_rows(const float* x, const PoolArgs& p, int64_t oy, float* row)
 inline void pool_columns(const float* scratch, const PoolArgs& p, int64_t oy, float* out) {
   const float nothing = p.maximum ? -__builtin_inff() : 0.0f;
   int64_t ox = 0;
-#if defined(FINEPRUNING_MASKED_LOADS)
+#if FINEPRUNING_MASKED_LOADS
   if (p.maximum && p.stride_w <= 2)
     for (; ox < p.out_width; ox += VL) {
       const float* from = scratch + ox * p.stride_w;

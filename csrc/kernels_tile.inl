@@ -48,7 +48,7 @@ inline void finish_pooled_rows(const TileArgs& t, const float* tile, float* out)
     for (int c = 0; c < t.columns_used; ++c) {
       const float* at = tile + c * VL;
       const int windows = (c + 1 < t.columns_used ? VL : t.tail) / 2;
-#if defined(FINEPRUNING_MASKED_LOADS)
+#if FINEPRUNING_MASKED_LOADS
       const V tall = larger(load(at), load(at + row)), wide = larger(tall, swap_pairs(tall));
       const V result = clamp(even_lanes(wide, wide), t.low, t.high);
       store_lanes(out + c * (VL / 2), result, windows);
