@@ -35,59 +35,147 @@ inline void zero(float* out, int64_t floats) {
   for (int64_t i = 0; i < floats; i += VL) store(out + i, V{});
 }
 
+// Of `rows` rows that are read from input row y on, [above, below) lie inside the map.
+struct RowsInside {
+  int64_t above = 0, below;
+
+  RowsInside(const GatherArgs& g, int64_t y, int64_t rows) : below(rows) {
+    // A division takes as long as packing some rows.
+    if (y < 0) above = imin(below, (-y + g.stride_h - 1) / g.stride_h);
+    if (y + (below - 1) * g.stride_h >= g.height)
+      below = imax(above, y >= g.height ? 0 : (g.height - y + g.stride_h - 1) / g.stride_h);
+  }
+};
+
 #if FINEPRUNING_MASKED_LOADS
-// Rows `pitch` apart, of elements STEP apart. What lies inside the map is the same in every row.
+// Rectangles of output positions, read at every STEP-th column.
 template <int STEP>
-inline void take_rows(float* out, int64_t row_floats, const float* row, int64_t pitch, int64_t rows,
-                      int64_t x, int64_t width) {
-  for (int64_t c = 0; c < row_floats; c += VL) {
-    const Take<STEP> take(x + STEP * c, width, VL);
-    const float* from = row + x + STEP * c;
-    float* to = out + c;
-    for (int64_t r = 0; r < rows; ++r, from += pitch, to += row_floats) store(to, take.from(from));
+inline void gather_rows_of(const GatherArgs& args) {
+  const GatherArgs g = args;  // no store can change it, as the compiler must think of `args`
+  const int64_t row_floats = static_cast<int64_t>(g.unit_columns) * VL, pitch = g.stride_h * g.width;
+  const int64_t y = g.y * g.stride_h - g.pad_h, x = g.x * STEP - g.pad_w;
+  float* out = g.out;
+  for (int64_t u = 0; u < g.count; ++u, out += g.unit_rows * row_floats) {
+    const Unit unit = g.units[u];
+    const RowsInside rows(g, y + unit.dy, g.unit_rows);
+    const float* row = g.source + (unit.channel * g.height + y + unit.dy + rows.above * g.stride_h) * g.width;
+    for (int64_t c = 0; c < row_floats; c += VL) {
+      // What lies inside the map is the same in every row.
+      const int64_t at = x + unit.dx + STEP * c;
+      const Take<STEP> take(at, g.width, VL);
+      const float* from = row + at;
+      float* to = out + c;
+      int64_t r = 0;
+      for (; r < rows.above; ++r, to += row_floats) store(to, V{});
+      for (; r < rows.below; ++r, from += pitch, to += row_floats) store(to, take.from(from));
+      for (; r < g.unit_rows; ++r, to += row_floats) store(to, V{});
+    }
   }
 }
 #endif
-
-// Rows of one unit under kRows: row r is read at plane + (y + r * step_y) * width, columns from x on.
-inline void copy_rows(const GatherArgs& g, float* out, const float* plane, int64_t y, int64_t x) {
-  const int64_t row_floats = static_cast<int64_t>(g.unit_columns) * VL;
-  const int64_t above = y >= 0 ? 0 : imin(g.unit_rows, (-y + g.stride_h - 1) / g.stride_h);
-  const int64_t inside = y >= g.height ? 0 : (g.height - y + g.stride_h - 1) / g.stride_h;
-  const int64_t below = imax(above, imin(g.unit_rows, inside));
-  zero(out, above * row_floats);
-  zero(out + below * row_floats, (g.unit_rows - below) * row_floats);
-  const float* row = plane + (y + above * g.stride_h) * g.width;
-  const int64_t pitch = g.stride_h * g.width, rows = below - above;
-  out += above * row_floats;
-#if FINEPRUNING_MASKED_LOADS
-  if (g.stride_w == 1) return take_rows<1>(out, row_floats, row, pitch, rows, x, g.width);
-  if (g.stride_w == 2) return take_rows<2>(out, row_floats, row, pitch, rows, x, g.width);
-  if (g.stride_w == 4) return take_rows<4>(out, row_floats, row, pitch, rows, x, g.width);
-#endif
-  for (int64_t r = 0; r < rows; ++r, row += pitch, out += row_floats)
-    copy_run(out, row, x, g.stride_w, row_floats, g.width, true);
-}
 
 // Rectangles of output positions, neighbours of a row side by side in a vector.
 void gather_rows_block(const GatherArgs& g) {
+#if FINEPRUNING_MASKED_LOADS
+  if (g.stride_w == 1) return gather_rows_of<1>(g);
+  if (g.stride_w == 2) return gather_rows_of<2>(g);
+  if (g.stride_w == 4) return gather_rows_of<4>(g);
+#endif
+  const int64_t row_floats = static_cast<int64_t>(g.unit_columns) * VL;
+  float* out = g.out;
   for (int64_t u = 0; u < g.count; ++u) {
     const Unit unit = g.units[u];
-    copy_rows(g, g.out + u * g.unit_rows * g.unit_columns * VL, g.source + unit.channel * g.height * g.width,
-              g.y * g.stride_h + unit.dy - g.pad_h, g.x * g.stride_w + unit.dx - g.pad_w);
+    const int64_t x = g.x * g.stride_w + unit.dx - g.pad_w, y = g.y * g.stride_h + unit.dy - g.pad_h;
+    const RowsInside rows(g, y, g.unit_rows);
+    const float* plane = g.source + unit.channel * g.height * g.width;
+    for (int64_t r = 0; r < g.unit_rows; ++r, out += row_floats) {
+      if (r < rows.above || r >= rows.below)
+        zero(out, row_floats);
+      else
+        copy_run(out, plane + (y + r * g.stride_h) * g.width, x, g.stride_w, row_floats, g.width, true);
+    }
   }
 }
 
+// Part of an output row from `column` on, as the tap of `unit` reads it.
+inline void copy_part(const GatherArgs& g, const Unit& unit, float* out, int64_t oy, int64_t column,
+                      int64_t count) {
+  const int64_t y = oy * g.stride_h + unit.dy - g.pad_h, x = column * g.stride_w + unit.dx - g.pad_w;
+  const bool inside = y >= 0 && y < g.height;  // a row outside the map is a row of width 0
+  copy_run(out, g.source + (unit.channel * g.height + (inside ? y : 0)) * g.width, x, g.stride_w, count,
+           inside ? g.width : 0, false);
+}
+
 #if FINEPRUNING_MASKED_LOADS
-// All rows of a map of at most VL columns, back to back, as the tap at (y, x) reads them.
-inline void copy_narrow(const GatherArgs& g, float* out, const float* plane, int64_t y, int64_t x) {
-  for (int64_t c = 0; c < g.out_width; c += VL) {
-    const Inside columns = lanes_inside(x + c, g.width, g.out_width - c), none = lanes_between(0, 0);
-    const First lanes = first_lanes(imin(g.out_width - c, VL));
-    const float* row = plane + y * g.width + x + c;
-    float* to = out + c;
-    for (int64_t r = y; r < y + g.out_height; ++r, row += g.width, to += g.out_width)
-      store_first(lanes, to, load_inside(r >= 0 && r < g.height ? columns : none, row));
+// Runs [g.x, end) of the flattened output map, whose rows fill no more than a vector, of every STEP-th
+// column.
+template <int STEP>
+inline void gather_narrow(const GatherArgs& args, int64_t end) {
+  const GatherArgs g = args;  // no store can change it, as the compiler must think of `args`
+  const int64_t unit_floats = static_cast<int64_t>(g.unit_columns) * VL;
+  const int64_t size = end - g.x, width = g.out_width, pitch = g.stride_h * g.width;
+  // What lies in a row that begins before the run, and in one that ends after it; rows between are whole.
+  const int64_t before = (width - g.x % width) % width, head = imin(before, size);
+  const int64_t rows = (size - head) / width, tail = (size - head) % width;
+  const int64_t oy = (g.x + before) / width;
+  // Whole vectors are written in rising order: what one writes beyond the end of its row, the next row
+  // overwrites. The last rows have no room for that.
+  const int64_t room = size - head - VL;
+  const int64_t roomy = room < 0 ? 0 : imin(rows, room / width + 1);
+  const First lanes = first_lanes(width);
+  float* out = g.out;
+  for (int64_t u = 0; u < g.count; ++u, out += unit_floats) {
+    const Unit unit = g.units[u];
+    if (head > 0) copy_part(g, unit, out, oy - 1, g.x % width, head);
+    const int64_t x = unit.dx - g.pad_w, y = oy * g.stride_h + unit.dy - g.pad_h;
+    const RowsInside inside(g, y, rows);
+    const Take<STEP> take(x, g.width, width);
+    float* to = out + head;
+    int64_t r = 0;
+    const auto put = [&](V v) __attribute__((always_inline)) {
+      r < roomy ? storeu(to, v) : store_first(lanes, to, v);
+      to += width;
+    };
+    for (; r < inside.above; ++r) put(V{});
+    const float* from = g.source + (unit.channel * g.height + y) * g.width + x + r * pitch;
+    for (; r < inside.below; ++r, from += pitch) put(take.from(from));
+    for (; r < rows; ++r) put(V{});
+    if (tail > 0) copy_part(g, unit, to, oy + rows, 0, tail);
+    for (int64_t i = size; i < unit_floats; ++i) out[i] = 0.0f;
+  }
+}
+
+// The same where output and input map are of one size: a tap then reads the run of the input that lies
+// (dy, dx) further on, without what crosses the map's edge.
+constexpr int kReach = 8;  // of (dy, dx), at most
+inline void gather_shifted(const GatherArgs& args) {
+  const GatherArgs g = args;
+  Inside columns[kReach][FINEPRUNING_TILE_VECTORS], rows[kReach][FINEPRUNING_TILE_VECTORS];
+  const int width = static_cast<int>(g.width), height = static_cast<int>(g.height);
+  const int pad_h = static_cast<int>(g.pad_h), pad_w = static_cast<int>(g.pad_w);
+  VI column, row;
+  for (int l = 0; l < VL; ++l) {
+    column[l] = static_cast<int>(g.x % g.width) + l;
+    row[l] = static_cast<int>(g.x / g.width);
+  }
+  for (int v = 0; v < g.unit_columns; ++v, column += VL) {
+    for (int beyond = VL + width; beyond >= width; beyond -= width) {
+      const VI next_row = column >= width;  // -1 where so
+      column += next_row & -width;
+      row -= next_row;
+    }
+    // Maps of one size: taps reach as far to one side as to the other.
+    for (int dx = 0; dx <= 2 * pad_w; ++dx) columns[dx][v] = lanes_below(column + (dx - pad_w), width);
+    for (int dy = 0; dy <= 2 * pad_h; ++dy) rows[dy][v] = lanes_below(row + (dy - pad_h), height);
+  }
+  float* out = g.out;
+  for (int64_t u = 0; u < g.count; ++u) {
+    const Unit unit = g.units[u];
+    const float* from =
+        g.source + g.x + (unit.channel * g.height + unit.dy - g.pad_h) * g.width + unit.dx - g.pad_w;
+    const Inside *in_row = rows[unit.dy], *in_column = columns[unit.dx];
+    for (int v = 0; v < g.unit_columns; ++v, out += VL)
+      store(out, load_inside(in_row[v] & in_column[v], from + v * VL));
   }
 }
 #endif
@@ -97,40 +185,27 @@ void gather_flat_block(const GatherArgs& g) {
   const int64_t positions = g.out_height * g.out_width;
   const int64_t unit_floats = static_cast<int64_t>(g.unit_columns) * VL;
   const int64_t end = imin(g.x + unit_floats, positions);
-  const bool pointwise = g.stride_h == 1 && g.stride_w == 1 && g.height * g.width == positions &&
-                         g.pad_h == 0 && g.pad_w == 0 && g.width == g.out_width;
-  if (pointwise) {
+  const bool same = g.stride_h == 1 && g.stride_w == 1 && g.out_height == g.height && g.out_width == g.width;
+  if (same && g.pad_h == 0 && g.pad_w == 0) {  // pointwise
     for (int64_t u = 0; u < g.count; ++u)
       copy_run(g.out + u * unit_floats, g.source + g.units[u].channel * positions + g.x, 0, 1, unit_floats,
                end - g.x, true);
     return;
   }
-  const int64_t first_row = g.x / g.out_width, first_column = g.x % g.out_width;
 #if FINEPRUNING_MASKED_LOADS
-  // A small map in one tile.
-  const bool narrow = g.stride_h == 1 && g.stride_w == 1 && g.out_width <= VL && g.x == 0 && end == positions;
+  if (same && 2 * imax(g.pad_h, g.pad_w) < kReach) return gather_shifted(g);
+  if (g.stride_w == 1 && g.out_width <= VL) return gather_narrow<1>(g, end);
+  if (g.stride_w == 2 && g.out_width <= VL) return gather_narrow<2>(g, end);
 #endif
   for (int64_t u = 0; u < g.count; ++u) {
-    const Unit unit = g.units[u];
-    const float* plane = g.source + unit.channel * g.height * g.width;
     float* const out = g.out + u * unit_floats;
     // Zeros first where the map ends inside the last vectors: a run below may then cover part of a vector.
     const int64_t whole = (end - g.x) / VL * VL;
     zero(out + whole, unit_floats - whole);
-    const int64_t x = unit.dx - g.pad_w;
-    int64_t oy = first_row, ox = first_column;
-#if FINEPRUNING_MASKED_LOADS
-    if (narrow) {
-      copy_narrow(g, out, plane, unit.dy - g.pad_h, x);
-      continue;
-    }
-#endif
+    int64_t oy = g.x / g.out_width, ox = g.x % g.out_width;
     for (int64_t q = g.x; q < end; ++oy, ox = 0) {
-      const int64_t run = imin(g.out_width - ox, end - q), y = oy * g.stride_h + unit.dy - g.pad_h;
-      // A row outside the map is a row of width 0.
-      const bool inside = y >= 0 && y < g.height;
-      copy_run(out + q - g.x, inside ? plane + y * g.width : plane, ox * g.stride_w + x, g.stride_w, run,
-               inside ? g.width : 0, false);
+      const int64_t run = imin(g.out_width - ox, end - q);
+      copy_part(g, g.units[u], out + q - g.x, oy, ox, run);
       q += run;
     }
   }

@@ -39,6 +39,9 @@ inline V load_lanes(const float* p, int64_t n) { return load_first(first_lanes(n
 inline void store_lanes(float* p, V v, int64_t n) { store_first(first_lanes(n), p, v); }
 
 #if FINEPRUNING_MASKED_LOADS
+typedef int32_t VI __attribute__((vector_size(VL * 4)));
+// Inside: lanes that may be read; others are zero. `a & b` are those of both.
+// lanes_below: lanes l with 0 <= x[l] < n.
 #if defined(__AVX512F__)
 typedef __mmask16 Inside;
 inline Inside lanes_between(int64_t low, int64_t high) {
@@ -46,6 +49,9 @@ inline Inside lanes_between(int64_t low, int64_t high) {
 }
 inline V load_inside(Inside inside, const float* p) {
   return reinterpret_cast<V>(_mm512_maskz_loadu_ps(inside, p));
+}
+inline Inside lanes_below(VI x, int n) {
+  return _mm512_cmplt_epu32_mask(reinterpret_cast<__m512i>(x), _mm512_set1_epi32(n));
 }
 inline V even_lanes(V a, V b) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -68,6 +74,11 @@ inline Inside lanes_between(int64_t low, int64_t high) {
 }
 inline V load_inside(Inside inside, const float* p) {
   return reinterpret_cast<V>(_mm256_maskload_ps(p, inside));
+}
+inline Inside lanes_below(VI x, int n) {
+  const __m256i v = reinterpret_cast<__m256i>(x);
+  return _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_setzero_si256(), v),
+                             _mm256_cmpgt_epi32(_mm256_set1_epi32(n), v));
 }
 inline V even_lanes(V a, V b) {
   const __m256d halves =
@@ -95,6 +106,7 @@ template <int STEP>
 struct Take {
   Inside inside[STEP];
 
+  Take() = default;
   Take(int64_t x, int64_t width, int64_t count) {
     for (int q = 0; q < STEP; ++q) inside[q] = lanes_inside(x + q * VL, width, STEP * count - q * VL);
   }

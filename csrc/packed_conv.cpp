@@ -205,16 +205,15 @@ double PackedConv::packing_cycles(int tile_columns, double map_bytes) const {
       return 2.0 + far;
     case Mapping::kRows:
       // Lines of 64 bytes that lie in different rows are fetched one by one.
-      return 4.0 * static_cast<double>(std::min<int64_t>(shape.stride_w, 4)) +
+      return 3.0 + static_cast<double>(std::min<int64_t>(shape.stride_w, 4)) +
              far / std::min(tile_columns, 4);
     case Mapping::kFlat: {
-      if (shape.kernel_h * shape.kernel_w == 1 && shape.stride_w == 1 && shape.pad_w == 0)
-        return 3.0 + far / std::min(tile_columns, 4);
-      // Row after row: each begins somewhere in a vector. Small maps in one tile are copied row by row.
+      const bool same = shape.stride_h == 1 && shape.stride_w == 1 && shape.out_height() == shape.height &&
+                        shape.out_width() == shape.width;
+      if (same) return (shape.pad_w == 0 ? 3.0 : 4.0) + far / std::min(tile_columns, 4);
+      // Row after row: each begins somewhere in a vector.
       const double run = static_cast<double>(std::min<int64_t>(shape.out_width(), lanes()));
-      const bool narrow = shape.out_width() <= lanes() && shape.stride_w == 1 && shape.stride_h == 1 &&
-                          shape.out_height() * shape.out_width() <= tile_columns * int64_t{lanes()};
-      return (narrow ? 6.0 : 25.0) * lanes() / run;
+      return (shape.stride_w <= 2 && shape.out_width() <= lanes() ? 6.0 : 25.0) * lanes() / run + far;
     }
     case Mapping::kMatrix:
       return 2.0;
