@@ -1,7 +1,8 @@
 // Sparse times packed input over a register tile: the inner loop of every convolution and of fully
 // connected layers over many images. A tile is ROWS x COLUMNS vectors; every nonzero costs one
-// aligned fused multiply-add per vector. UNROLL independent sums hide the latency of the smallest tiles; from
-// four vectors on, the next rows do, which the processor begins meanwhile.
+// aligned fused multiply-add per vector. A multiply-add waits for the one before it in its sum: eight sums
+// keep both units busy, so smaller tiles keep UNROLL sets of them. Fewer than eight do for the smallest ones,
+// where the next rows help, which the processor begins meanwhile.
 //
 // The multiply-adds alone fill both load ports. Offsets and values are therefore read four at a time, and
 // offsets one turn ahead: an address that is only just being loaded holds up the loads behind it.
@@ -217,7 +218,7 @@ inline __attribute__((always_inline)) void fetch_row(const Places<P>& places, in
 template <int ROWS, int COLUMNS, bool LAST>
 void run_block(const TileArgs& args) {
   constexpr int P = ROWS * COLUMNS;
-  constexpr int UNROLL = P >= 4 ? 1 : P >= 2 ? 2 : 4;
+  constexpr int UNROLL = P >= 8 ? 1 : P >= 2 ? 2 : 4;
   const TileArgs t = args;  // no store can change it, as the compiler must think of `args`
   const Places<P> places(t);
   const bool whole = t.rows_used == ROWS && t.columns_used == COLUMNS && t.columns == COLUMNS && t.tail == VL;
