@@ -28,10 +28,8 @@ void gather_rows(const float* x, const uint16_t* column, const void* values, con
     for (; e + 64 <= end; e += 64) {
       // Rows follow each other in memory; fetching well ahead keeps the stream busy over row ends.
       constexpr uint32_t line = 64 / sizeof(typename Type::Stored);
-      for (uint32_t ahead = 1024; ahead < 1024 + 64; ahead += line)
-        __builtin_prefetch(value + e + ahead, 0, 0);
-      __builtin_prefetch(column + e + 1024, 0, 0);
-      __builtin_prefetch(column + e + 1056, 0, 0);
+      for (uint32_t i = 0; i < 64; i += line) __builtin_prefetch(value + e + kWeightsAhead + i, 0, 0);
+      for (uint32_t i = 0; i < 64; i += 32) __builtin_prefetch(column + e + kWeightsAhead + i, 0, 0);
 #pragma GCC unroll 16
       for (uint32_t u = 0; u < 16; ++u) take(sum[u % 4], e + 4 * u);
     }

@@ -144,6 +144,11 @@ template <int ROWS, int COLUMNS, int UNROLL>
 inline __attribute__((always_inline)) void add_row(V (*sum)[ROWS * COLUMNS], const char* input, ptrdiff_t row,
                                                    const uint16_t* offset, const float* value,
                                                    uint32_t count) {
+  // Small tiles run through their weights as fast as memory may deliver them; rows follow each other there.
+  if (ROWS * COLUMNS <= 4) {
+    for (uint32_t i = 0; i < count; i += 16) __builtin_prefetch(value + kWeightsAhead + i);
+    for (uint32_t i = 0; i < count; i += 32) __builtin_prefetch(offset + kWeightsAhead + i);
+  }
   TurnOffsets at(offset);
   uint32_t e = 0;
   for (; e + kTurn <= count; e += kTurn) {
