@@ -1,8 +1,10 @@
 // The other native steps: fully connected layers by gathering, pooling, elementwise work, copies.
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 
+#include "cost_model.hpp"
 #include "program.hpp"
 
 namespace finepruning {
@@ -12,6 +14,11 @@ constexpr int64_t kGrain = 8192;  // floats of light work worth handing to a thr
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Nonzeros of a row in a block of columns that are worth another visit to the row.
+constexpr int64_t kBlockNonzeros = 64;
+constexpr int64_t kMostColumns = 65536;  // of a block: positions have 16 bits
+
+// Columns go in blocks whose part of the input the first-level cache holds beside the stream of weights.
 class GatherStep final : public NativeStep {
  public:
   GatherStep(Buffer source, Buffer target, Buffer residual, const Isa& isa, const CsrView& csr,
@@ -24,11 +31,12 @@ class GatherStep final : public NativeStep {
         images_(images),
         finish_(std::move(finish)),
         type_(csr.type),
-        value_(static_cast<const char*>(csr.value),
-               static_cast<const char*>(csr.value) + csr.nonzeros * value_bytes(csr.type)),
         rowptr_(csr.rowptr, csr.rowptr + csr.rows + 1) {
-    column_.reserve(static_cast<size_t>(csr.nonzeros));
-    for (int64_t e = 0; e < csr.nonzeros; ++e) column_.push_back(static_cast<uint16_t>(csr.column[e]));
+    const int64_t fitting =
+        std::min(ceil_div(columns * 4, kFirstLevelBytes), csr.nonzeros / csr.rows / kBlockNonzeros);
+    blocks_ = std::max({int64_t{1}, fitting, ceil_div(columns, kMostColumns)});
+    block_columns_ = ceil_div(columns, blocks_);
+    pack(csr);
   }
 
   int64_t items(int threads) const override {
@@ -40,12 +48,19 @@ class GatherStep final : public NativeStep {
     const int64_t parts = items(threads) / images_;
     const int64_t image = item / parts, part = item % parts;
     const int64_t r0 = cut(part, parts), r1 = cut(part + 1, parts);
+    const float* x = resolve(source_, frame) + image * columns_;
     float* y = resolve(target_, frame) + image * rows() + r0;
-    const float* residual = finish_.residual >= 0 ? resolve(residual_, frame) + image * rows() + r0 : nullptr;
-    isa_->gather_rows[static_cast<int>(type_)](resolve(source_, frame) + image * columns_, column_.data(),
-                                               value_.data(), rowptr_.data() + r0,
-                                               finish_.bias.empty() ? nullptr : finish_.bias.data() + r0,
-                                               residual, y, r1 - r0, finish_.low, finish_.high);
+    const float* before = finish_.residual >= 0 ? resolve(residual_, frame) + image * rows() + r0 : nullptr;
+    const float* bias = finish_.bias.empty() ? nullptr : finish_.bias.data() + r0;
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    for (int64_t b = 0; b < blocks_; ++b) {
+      const bool last = b + 1 == blocks_;
+      isa_->gather_rows[static_cast<int>(type_)](
+          x + b * block_columns_, column_.data(), value_.data(), begin_.data() + b * (rows() + 1) + r0, bias,
+          before, y, r1 - r0, last ? finish_.low : -kInfinity, last ? finish_.high : kInfinity);
+      bias = nullptr;
+      before = y;
+    }
   }
 
  private:
@@ -57,14 +72,39 @@ class GatherStep final : public NativeStep {
     return std::lower_bound(rowptr_.begin(), rowptr_.end() - 1, at) - rowptr_.begin();
   }
 
+  // Block by block, row by row.
+  void pack(const CsrView& csr) {
+    const int bytes = value_bytes(type_);
+    const char* value = static_cast<const char*>(csr.value);
+    value_.reserve(static_cast<size_t>(csr.nonzeros * bytes));
+    column_.reserve(static_cast<size_t>(csr.nonzeros));
+    for (int64_t b = 0; b < blocks_; ++b) {
+      const int64_t first = b * block_columns_, end = first + block_columns_;
+      for (int64_t r = 0; r < csr.rows; ++r) {
+        begin_.push_back(static_cast<uint32_t>(column_.size()));
+        const auto inside = [&](int64_t e) { return csr.column[e] >= first && csr.column[e] < end; };
+        for (int64_t e = csr.rowptr[r]; e < csr.rowptr[r + 1]; ++e) {
+          if (!inside(e)) continue;
+          const int64_t start = e;
+          for (; e < csr.rowptr[r + 1] && inside(e); ++e)
+            column_.push_back(static_cast<uint16_t>(csr.column[e] - first));
+          value_.insert(value_.end(), value + start * bytes, value + e * bytes);
+        }
+      }
+      begin_.push_back(static_cast<uint32_t>(column_.size()));
+    }
+  }
+
   Buffer source_, target_, residual_;
   const Isa* isa_;
   int64_t columns_, images_;
+  int64_t blocks_ = 1, block_columns_ = 0;
   Finish finish_;
   ValueType type_;
   std::vector<char> value_;
-  std::vector<uint16_t> column_;
-  std::vector<uint32_t> rowptr_;
+  std::vector<uint16_t> column_;  // inside the block
+  std::vector<uint32_t> rowptr_;  // of the whole matrix, by which rows are shared out
+  std::vector<uint32_t> begin_;   // [block][row], and each block's end
 };
 
 class PoolStep final : public NativeStep {
@@ -203,7 +243,7 @@ bool positive(std::initializer_list<int64_t> sizes) {
 
 void add_gather(Program& program, int source, int target, const Isa& isa, const CsrView& csr, int64_t columns,
                 Finish finish, int64_t images) {
-  require(positive({images, columns, csr.rows}) && columns <= 65536, "columns must lie in [1, 65536]");
+  require(positive({images, columns, csr.rows}), "columns must lie in [1, 2^28]");
   require(csr.rowptr[0] == 0 && csr.rowptr[csr.rows] == csr.nonzeros, "rowptr must run from 0 to nnz");
   for (int64_t r = 0; r < csr.rows; ++r)
     require(csr.rowptr[r] <= csr.rowptr[r + 1], "rowptr must not descend");

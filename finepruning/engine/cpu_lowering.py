@@ -15,7 +15,6 @@ from finepruning.engine.cpu_weights import csr_arrays, geometry, packed_conv, re
 from finepruning.engine.plan import Plan, Step
 from finepruning.sparse.csr import CSR
 
-MAX_GATHER_COLUMNS = 65536
 MATRIX_ROWS = 64  # that share one reading of the weights of a fully connected layer
 FUSED = (None, "relu", "relu6")
 
@@ -233,7 +232,7 @@ class Lowering(MapLowering):
             return True
         shape = self._value(step.inputs[0]).shape
         rows = math.prod(shape[:-1])
-        if rows == 1 and weight.columns <= MAX_GATHER_COLUMNS:
+        if rows == 1:
             self._gather_linear(step, weight)
             return True
         packed = packed_conv(

@@ -99,6 +99,24 @@ def test_linear(isa: str, batch: int, columns: int) -> None:
     check(CpuExecutor(plan_of([step], {"x": x.shape, "y": expected.shape})), x, expected)
 
 
+@pytest.mark.parametrize("density", [0.0005, 0.05])
+@pytest.mark.parametrize("columns", [9217, 30_001, 70_000])
+def test_linear_of_more_columns_than_a_cache_holds(isa: str, columns: int, density: float) -> None:
+    """They go in blocks; where positions would need more than 16 bits, rows of few weights do, too."""
+    weight, bias = pruned((9, columns), density), torch.linspace(-2, 2, 9)
+    weight[0] = 0  # an empty row
+    weight[1, :5000] = 1  # all its weights in one block
+    x = torch.randn(1, columns)
+    expected = F.linear(x.double(), weight.double(), bias.double()).relu()
+    step = Step("fc", "linear", ("x",), "y", {}, CSR.from_dense(weight), bias, activation="relu")
+    check(CpuExecutor(plan_of([step], {"x": x.shape, "y": expected.shape})), x, expected)
+    other = Step("skip", "linear", ("x",), "r", {}, CSR.from_dense(weight))
+    step = Step("fc", "linear", ("x",), "y", {}, step.weight, bias, activation="relu", residual="r")
+    expected = F.linear(2 * x.double(), weight.double(), bias.double()).relu()
+    plan = plan_of([other, step], {"x": x.shape, "r": expected.shape, "y": expected.shape})
+    check(CpuExecutor(plan), x, expected)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_linear_over_the_last_dimension(isa: str, batch: int) -> None:
     weight, bias = pruned((20, 30), 0.3), torch.randn(20)

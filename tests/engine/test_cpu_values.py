@@ -56,7 +56,8 @@ def test_convolution(data: st.DataObject) -> None:
 @settings(max_examples=40, deadline=None)
 def test_fully_connected(data: st.DataObject) -> None:
     draw = data.draw
-    columns = draw(st.one_of(st.integers(1, 80), st.just(3000)))  # the latter: rows longer than the scratch
+    columns = draw(st.one_of(st.integers(1, 80), st.just(3000), st.just(10_000)))
+    # 3000: rows longer than the scratch; 10,000: inputs in blocks
     rows, batch = draw(st.integers(1, 60)), draw(st.sampled_from([1, 2, 16, 40]))
     weight = pruned((rows, columns), draw(st.sampled_from([0.0, 0.1, 0.59])), draw(st.integers(0, 99)))
     csr, exact = stored(weight, draw(st.sampled_from(HALVES)))
