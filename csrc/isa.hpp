@@ -15,6 +15,9 @@ inline constexpr int kOffsetUnit = 8;
 // Offsets and values are read so many at a time, beyond the last nonzero of a row too.
 inline constexpr int kReadAhead = 8;
 
+// Rows and columns of a kernel, dilation included, beyond which flat maps are packed row by row.
+inline constexpr int kFlatReach = 16;
+
 // How weights are stored; all arithmetic is in float32.
 enum class ValueType : int { kFloat32, kBfloat16, kFloat16 };
 inline constexpr int kValueTypes = 3;

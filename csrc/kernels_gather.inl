@@ -147,17 +147,13 @@ inline void gather_narrow(const GatherArgs& args, int64_t end) {
 
 // The same where output and input map are of one size: a tap then reads the run of the input that lies
 // (dy, dx) further on, without what crosses the map's edge.
-constexpr int kReach = 8;  // of (dy, dx), at most
 inline void gather_shifted(const GatherArgs& args) {
   const GatherArgs g = args;
-  Inside columns[kReach][FINEPRUNING_TILE_VECTORS], rows[kReach][FINEPRUNING_TILE_VECTORS];
+  Inside columns[kFlatReach][FINEPRUNING_TILE_VECTORS], rows[kFlatReach][FINEPRUNING_TILE_VECTORS];
   const int width = static_cast<int>(g.width), height = static_cast<int>(g.height);
   const int pad_h = static_cast<int>(g.pad_h), pad_w = static_cast<int>(g.pad_w);
-  VI column, row;
-  for (int l = 0; l < VL; ++l) {
-    column[l] = static_cast<int>(g.x % g.width) + l;
-    row[l] = static_cast<int>(g.x / g.width);
-  }
+  VI column = reinterpret_cast<VI>(lane_numbers()) + static_cast<int>(g.x % g.width);
+  VI row = VI{} + static_cast<int>(g.x / g.width);
   for (int v = 0; v < g.unit_columns; ++v, column += VL) {
     for (int beyond = VL + width; beyond >= width; beyond -= width) {
       const VI next_row = column >= width;  // -1 where so
@@ -193,7 +189,7 @@ void gather_flat_block(const GatherArgs& g) {
     return;
   }
 #if FINEPRUNING_MASKED_LOADS
-  if (same && 2 * imax(g.pad_h, g.pad_w) < kReach) return gather_shifted(g);
+  if (same && 2 * imax(g.pad_h, g.pad_w) < kFlatReach) return gather_shifted(g);
   if (g.stride_w == 1 && g.out_width <= VL) return gather_narrow<1>(g, end);
   if (g.stride_w == 2 && g.out_width <= VL) return gather_narrow<2>(g, end);
 #endif

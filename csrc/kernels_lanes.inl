@@ -41,8 +41,12 @@ inline void store_lanes(float* p, V v, int64_t n) { store_first(first_lanes(n), 
 #if FINEPRUNING_MASKED_LOADS
 typedef int32_t VI __attribute__((vector_size(VL * 4)));
 // Inside: lanes that may be read; others are zero. `a & b` are those of both.
+// lane_numbers: 0, 1, 2 and so on.
 // lanes_below: lanes l with 0 <= x[l] < n.
 #if defined(__AVX512F__)
+inline __m512i lane_numbers() {
+  return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
 typedef __mmask16 Inside;
 inline Inside lanes_between(int64_t low, int64_t high) {
   return static_cast<Inside>((1u << high) - (1u << low));
@@ -60,15 +64,14 @@ inline V even_lanes(V a, V b) {
 }
 inline V swap_pairs(V v) { return reinterpret_cast<V>(_mm512_permute_ps(reinterpret_cast<__m512>(v), 0xb1)); }
 inline V gather_inside(Inside inside, const float* p, int64_t step) {
-  const __m512i index =
-      _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(step)),
-                         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  const __m512i index = _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(step)), lane_numbers());
   return reinterpret_cast<V>(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, index, p, 4));
 }
 #else
+inline __m256i lane_numbers() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
 typedef __m256i Inside;
 inline Inside lanes_between(int64_t low, int64_t high) {
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i lane = lane_numbers();
   return _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(low)), lane),
                              _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(high)), lane));
 }
@@ -87,8 +90,7 @@ inline V even_lanes(V a, V b) {
 }
 inline V swap_pairs(V v) { return reinterpret_cast<V>(_mm256_permute_ps(reinterpret_cast<__m256>(v), 0xb1)); }
 inline V gather_inside(Inside inside, const float* p, int64_t step) {
-  const __m256i index = _mm256_mullo_epi32(_mm256_set1_epi32(static_cast<int>(step)),
-                                           _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  const __m256i index = _mm256_mullo_epi32(_mm256_set1_epi32(static_cast<int>(step)), lane_numbers());
   return reinterpret_cast<V>(
       _mm256_mask_i32gather_ps(_mm256_setzero_ps(), p, index, _mm256_castsi256_ps(inside), 4));
 }
@@ -106,7 +108,6 @@ template <int STEP>
 struct Take {
   Inside inside[STEP];
 
-  Take() = default;
   Take(int64_t x, int64_t width, int64_t count) {
     for (int q = 0; q < STEP; ++q) inside[q] = lanes_inside(x + q * VL, width, STEP * count - q * VL);
   }

@@ -209,7 +209,8 @@ double PackedConv::packing_cycles(int tile_columns, double map_bytes) const {
              0.1 * far / std::min(tile_columns, 4);
     case Mapping::kFlat: {
       const bool same = shape.stride_h == 1 && shape.stride_w == 1 && shape.out_height() == shape.height &&
-                        shape.out_width() == shape.width;
+                        shape.out_width() == shape.width &&
+                        2 * std::max(shape.pad_h, shape.pad_w) < kFlatReach;
       if (same) return (shape.pad_w == 0 ? 3.0 : 4.0) + far / std::min(tile_columns, 4);
       // Row after row: each begins somewhere in a vector.
       const double run = static_cast<double>(std::min<int64_t>(shape.out_width(), lanes()));

@@ -38,7 +38,7 @@ def test_every_layout_and_tile(isa: str, mapping: str, data: st.DataObject) -> N
     pooled = mapping != "flat" and draw(st.booleans())
     kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
     stride = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (4, 4), (3, 3), (2, 1), (1, 2)]))
-    dilation = draw(st.sampled_from([1, 1, 2]))
+    dilation = draw(st.sampled_from([1, 1, 2, 5]))
     # Often so that output and input are of one size, which has a way of its own.
     same = tuple(dilation * (k - 1) // 2 for k in kernel)
     padding = draw(st.sampled_from([same, (0, 0), (1, 3)]))
