@@ -211,7 +211,7 @@ double PackedConv::packing_cycles(int tile_columns, double map_bytes) const {
       const bool same = shape.stride_h == 1 && shape.stride_w == 1 && shape.out_height() == shape.height &&
                         shape.out_width() == shape.width &&
                         2 * std::max(shape.pad_h, shape.pad_w) < kFlatReach;
-      if (same) return (shape.pad_w == 0 ? 3.0 : 4.0) + far / std::min(tile_columns, 4);
+      if (same) return (shape.pad_h == 0 && shape.pad_w == 0 ? 3.0 : 4.0) + far / std::min(tile_columns, 4);
       // Row after row: each begins somewhere in a vector.
       const double run = static_cast<double>(std::min<int64_t>(shape.out_width(), lanes()));
       return (shape.stride_w <= 2 && shape.out_width() <= lanes() ? 6.0 : 25.0) * lanes() / run + far;

@@ -14,7 +14,7 @@ from finepruning.engine.cpu_weights import csr_arrays
 from finepruning.sparse.csr import CSR
 
 ISAS = sorted({row["isa"] for row in _core.kernels()})
-MARGIN = 64  # floats behind the result that must stay as they were
+MARGIN = 64  # floats around input and result that must stay as they were
 
 
 def tiles(isa: str, mapping: str, pooled: bool) -> list[tuple[int, int]]:
