@@ -39,10 +39,8 @@ class ConvStep final : public NativeStep {
     const int64_t parts = this->parts(threads);
     const int64_t part = item % parts;
     item /= parts;
-    const int64_t tile = item % p.tiles();
-    item /= p.tiles();
-    const int64_t group = item % p.shape.groups;
-    const int64_t image = item / p.shape.groups;
+    const PackedConv::Tile tile = p.tile(item % p.tiles());
+    const int64_t image = item / p.tiles();
     int64_t first_segment, last_segment;
     p.part_segments(part, parts, &first_segment, &last_segment);
 
@@ -55,7 +53,7 @@ class ConvStep final : public NativeStep {
     args.high = finish_.high;
     args.pooled = p.pooled;
     args.fetch = p.fetches_result();
-    const int64_t k = group * p.group_outputs;
+    const int64_t k = tile.group * p.group_outputs;
     args.bias = finish_.bias.empty() ? nullptr : finish_.bias.data() + k;
     const float* source = resolve(source_, frame);
     const int64_t at = place(image, tile, k, &args);
@@ -63,8 +61,8 @@ class ConvStep final : public NativeStep {
     args.residual = finish_.residual >= 0 ? resolve(residual_, frame) + at : nullptr;
 
     for (int64_t b = 0; b < p.block_count(); ++b) {
-      args.input = reinterpret_cast<const char*>(gather(source, image, group, tile, b, scratch));
-      const PackedConv::Rows rows = p.rows(group, b, first_segment, last_segment);
+      args.input = reinterpret_cast<const char*>(gather(source, image, tile, b, scratch));
+      const PackedConv::Rows rows = p.rows(tile.group, b, first_segment, last_segment);
       args.order = rows.order;
       args.count = rows.count;
       args.offset = rows.offset;
@@ -110,7 +108,7 @@ class ConvStep final : public NativeStep {
     }
   }
 
-  int64_t base_items() const { return image_tiles_ * packed_->shape.groups * packed_->tiles(); }
+  int64_t base_items() const { return image_tiles_ * packed_->tiles(); }
 
   // Output channels are split between threads when there are too few tiles; every part packs its input anew.
   int64_t parts(int threads) const {
@@ -118,41 +116,31 @@ class ConvStep final : public NativeStep {
   }
 
   // Fills in where the tile's result goes; returns its offset in the output.
-  int64_t place(int64_t image, int64_t tile, int64_t k, TileArgs* args) const {
+  int64_t place(int64_t image, const PackedConv::Tile& tile, int64_t k, TileArgs* args) const {
     const PackedConv& p = *packed_;
-    const int64_t oh = p.out_height(), ow = p.out_width(), outputs = p.shape.out_channels;
-    const int64_t y = tile / p.tiles_x * p.tile_rows, x = tile % p.tiles_x * p.tile_columns;
-    args->rows_used = static_cast<int>(std::min<int64_t>(p.tile_rows, oh - y));
+    const Bands out = p.out_bands(), result = p.result_bands();
+    const int64_t outputs = p.shape.out_channels, rows = out.rows_of(tile.band);
+    const int64_t pool = p.pooled ? 2 : 1;  // rows and columns of the output for one of the result
+    // Of one element, where the result is stored.
+    const int64_t width = p.mapping == Mapping::kLanes ? p.lanes() : 1;
+    args->rows_used = static_cast<int>(std::min<int64_t>(p.tile_rows, rows - tile.y));
     args->columns_used = p.tile_columns;
     args->tail = p.lanes();
-    int64_t lanes = 0;
-    int64_t at = (image * outputs + k) * oh * ow + y * ow + x * p.lanes();  // of planar maps
+    args->output_channel = result.pitch() * width;
+    args->output_row = result.width * width;
+    const int64_t at = tile.band * target_.band + (image * outputs + k) * args->output_channel +
+                       tile.y / pool * args->output_row + tile.x / pool * width;
+    int64_t lanes = p.tile_columns * int64_t{p.lanes()};
     switch (p.mapping) {
       case Mapping::kLanes:
-        args->columns_used = static_cast<int>(std::min<int64_t>(p.tile_columns, ow - x));
-        if (p.pooled) {
-          args->output_channel = oh / 2 * (ow / 2) * p.lanes();
-          args->output_row = ow / 2 * p.lanes();
-          return (image * outputs + k) * args->output_channel + (y / 2 * (ow / 2) + x / 2) * p.lanes();
-        }
-        args->output_channel = oh * ow * p.lanes();
-        args->output_row = ow * p.lanes();
-        return ((image * outputs + k) * oh * ow + y * ow + x) * p.lanes();
+        args->columns_used = static_cast<int>(std::min<int64_t>(p.tile_columns, out.width - tile.x));
+        return at;
       case Mapping::kRows:
-        lanes = std::min<int64_t>(p.tile_columns * int64_t{p.lanes()}, ow - x * p.lanes());
-        if (p.pooled) {
-          args->output_channel = oh / 2 * (ow / 2);
-          args->output_row = ow / 2;
-          at = (image * outputs + k) * args->output_channel + y / 2 * (ow / 2) + x * p.lanes() / 2;
-          break;
-        }
-        args->output_channel = oh * ow;
-        args->output_row = ow;
+        lanes = std::min(lanes, out.width - tile.x);
         break;
       case Mapping::kFlat:
-        args->output_channel = oh * ow;
         args->rows_used = 1;
-        lanes = std::min<int64_t>(p.tile_columns * int64_t{p.lanes()}, oh * ow - x * p.lanes());
+        lanes = std::min(lanes, rows * out.width - tile.x);
         break;
       case Mapping::kMatrix:
         args->output_channel = p.lanes();
@@ -166,7 +154,7 @@ class ConvStep final : public NativeStep {
   }
 
   // The packed input of one block: built in `scratch`, or in place where it already lies that way.
-  const float* gather(const float* source, int64_t image, int64_t group, int64_t tile, int64_t block,
+  const float* gather(const float* source, int64_t image, const PackedConv::Tile& tile, int64_t block,
                       float* scratch) const {
     const PackedConv& p = *packed_;
     const ConvShape& s = p.shape;
@@ -183,16 +171,21 @@ class ConvStep final : public NativeStep {
     }
     const bool lanes = p.mapping == Mapping::kLanes;
     const int64_t width = lanes ? p.lanes() : 1;  // floats of one element
-    const int64_t column = tile % p.tiles_x * p.tile_columns;
+    const Bands bands = p.source_bands(), out = p.out_bands();
+    const int64_t first_row = tile.band * out.rows;
     GatherArgs args;
-    args.source = source + (image * s.channels + group * p.group_channels) * s.height * s.width * width;
+    args.band_rows = bands.rows;
+    args.pitch = bands.pitch();
+    args.band = source_.band;
+    args.source = source + (image * s.channels + tile.group * p.group_channels) * args.pitch * width;
     args.out = scratch;
     args.units = p.units.data() + first;
     args.count = last - first;
     args.unit_rows = p.unit_rows;
     args.unit_columns = p.unit_columns;
-    args.y = tile / p.tiles_x * p.tile_rows;
-    args.x = lanes ? column : column * p.lanes();
+    args.y = first_row + tile.y;
+    args.x = p.mapping == Mapping::kFlat ? first_row * out.width + tile.x : tile.x;
+    args.end = (first_row + out.rows_of(tile.band)) * out.width;
     args.height = s.height;
     args.width = s.width;
     args.out_height = s.out_height();
@@ -226,13 +219,16 @@ void add_conv(Program& program, int source, int target, std::shared_ptr<const Pa
   if (images < 1 || images > (1 << 28)) throw std::invalid_argument("images must lie in [1, 2^28]");
   if (!finish.bias.empty() && static_cast<int64_t>(finish.bias.size()) != s.out_channels)
     throw std::invalid_argument("bias must have one value per output channel");
-  const int64_t out =
-      images * s.out_channels * packed->out_height() * packed->out_width() / (packed->pooled ? 4 : 1) * width;
+  const Bands given = packed->source_bands(), result = packed->result_bands();
+  const int64_t in = images * s.channels * given.pitch() * width;
+  const int64_t out = images * s.out_channels * result.pitch() * width;
   if (packed->pooled && finish.residual >= 0)
     throw std::invalid_argument("a pooled convolution takes no residual");
-  const Buffer& from = program.buffer(source, images * s.channels * s.height * s.width * width);
-  const Buffer& to = program.buffer(target, out);
-  const Buffer residual = finish.residual >= 0 ? program.buffer(finish.residual, out) : to;
+  const Buffer& from = program.buffer(source, in, given.count());
+  const Buffer& to = program.buffer(target, out, result.count());
+  const Buffer residual = finish.residual >= 0 ? program.buffer(finish.residual, out, result.count()) : to;
+  if (residual.band != to.band)
+    throw std::invalid_argument("bands of a residual must lie as far apart as the result's");
   program.add_step(
       std::make_unique<ConvStep>(from, to, residual, std::move(packed), std::move(finish), images));
 }

@@ -23,6 +23,21 @@ enum class ValueType : int { kFloat32, kBfloat16, kFloat16 };
 inline constexpr int kValueTypes = 3;
 inline int value_bytes(ValueType type) { return type == ValueType::kFloat32 ? 4 : 2; }
 
+// How a planar map is cut into horizontal bands, each of which mostly one thread reads and writes. Bands lie
+// apart, as [channel][pitch], and their planes begin with a cache line. One band is a whole map:
+// [channel][height][width].
+struct Bands {
+  int64_t height, width;
+  int64_t rows;  // of a band; the last one may have fewer
+
+  int64_t count() const { return (height + rows - 1) / rows; }
+  // Floats from one channel to the next.
+  int64_t pitch() const {
+    return rows >= height ? height * width : (rows * width + kLineFloats - 1) / kLineFloats * kLineFloats;
+  }
+  int64_t rows_of(int64_t band) const { return rows < height - band * rows ? rows : height - band * rows; }
+};
+
 // One block of input channels times a range of output channels, for one tile of output positions.
 struct TileArgs {
   const char* input;         // packed block, aligned to vectors
@@ -64,11 +79,13 @@ struct Unit {
 // One block of units to be packed for one tile.
 struct GatherArgs {
   const float* source;  // first channel of the image (or block of images in lanes) and group
-  float* out;           // aligned to vectors, [units][unit_rows][unit_columns][lanes]
+  // Of planar sources: rows of a band, floats from channel to channel and from band to band.
+  int64_t band_rows, pitch, band;
+  float* out;  // aligned to vectors, [units][unit_rows][unit_columns][lanes]
   const Unit* units;
   int64_t count;
   int unit_rows, unit_columns;
-  int64_t y, x;  // first output position of the tile; under kFlat x counts the flattened map
+  int64_t y, x, end;  // first output position of the tile; under kFlat x and end count the flattened map
   int64_t height, width, out_height, out_width;
   int64_t stride_h, stride_w, pad_h, pad_w;
 };
@@ -79,6 +96,9 @@ struct PoolArgs {
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   bool maximum, count_include_pad;
   int64_t divisor_override;  // 0: none
+  // Of a planar source, as in GatherArgs.
+  int64_t band_rows, band;
+  int64_t first, rows;  // of the output, that are wanted
 };
 
 // Rows that `pool` combines before it looks at their columns.
@@ -108,7 +128,7 @@ struct Isa {
   GatherKernel gather_rows_block, gather_flat_block, gather_lanes_block;
   GatherRows gather_rows[kValueTypes];  // by ValueType
   Expand expand[kValueTypes];           // none for float32
-  // One plane of a map; `scratch` holds kPoolRows * pool_row_floats(args).
+  // Some rows of one plane of a map, to `y`; `scratch` holds kPoolRows * pool_row_floats(args).
   void (*pool)(const float* x, float* y, const PoolArgs& args, float* scratch);
   void (*pool_lanes)(const float* x, float* y, const PoolArgs& args);
   // y = activation(a op b) over n floats; b may be null (y = activation(a)).

@@ -47,27 +47,55 @@ struct RowsInside {
   }
 };
 
+// Row y of a channel.
+inline const float* row_of(const GatherArgs& g, int64_t channel, int64_t y) {
+  const int64_t band = g.band_rows >= g.height ? 0 : y / g.band_rows;
+  return g.source + band * g.band + channel * g.pitch + (y - band * g.band_rows) * g.width;
+}
+
+// The bands of the source from the tile's first row on, without divisions: one takes as long as packing some
+// rows.
+struct BandCursor {
+  const float* base;  // of channel 0 and input row 0, were all rows where this band's are
+  int64_t end;        // the first row beyond it
+
+  BandCursor(const GatherArgs& g, int64_t y) {
+    const int64_t band = g.band_rows >= g.height || y <= 0 ? 0 : y / g.band_rows;
+    base = g.source + band * step(g);
+    end = (band + 1) * g.band_rows;
+  }
+  static int64_t step(const GatherArgs& g) { return g.band - g.band_rows * g.width; }
+  void advance(const GatherArgs& g, int64_t y) {
+    for (; y >= end; end += g.band_rows) base += step(g);
+  }
+};
+
 #if FINEPRUNING_MASKED_LOADS
 // Rectangles of output positions, read at every STEP-th column.
 template <int STEP>
 inline void gather_rows_of(const GatherArgs& args) {
   const GatherArgs g = args;  // no store can change it, as the compiler must think of `args`
-  const int64_t row_floats = static_cast<int64_t>(g.unit_columns) * VL, pitch = g.stride_h * g.width;
+  const int64_t row_floats = static_cast<int64_t>(g.unit_columns) * VL, step = g.stride_h * g.width;
   const int64_t y = g.y * g.stride_h - g.pad_h, x = g.x * STEP - g.pad_w;
+  const BandCursor begin(g, y);
   float* out = g.out;
   for (int64_t u = 0; u < g.count; ++u, out += g.unit_rows * row_floats) {
     const Unit unit = g.units[u];
     const RowsInside rows(g, y + unit.dy, g.unit_rows);
-    const float* row = g.source + (unit.channel * g.height + y + unit.dy + rows.above * g.stride_h) * g.width;
+    const int64_t first = y + unit.dy + rows.above * g.stride_h;
     for (int64_t c = 0; c < row_floats; c += VL) {
       // What lies inside the map is the same in every row.
       const int64_t at = x + unit.dx + STEP * c;
       const Take<STEP> take(at, g.width, VL);
-      const float* from = row + at;
       float* to = out + c;
-      int64_t r = 0;
+      int64_t r = 0, iy = first;
       for (; r < rows.above; ++r, to += row_floats) store(to, V{});
-      for (; r < rows.below; ++r, from += pitch, to += row_floats) store(to, take.from(from));
+      for (BandCursor band = begin; r < rows.below;) {
+        band.advance(g, iy);
+        const float* from = band.base + unit.channel * g.pitch + iy * g.width + at;
+        for (; r < rows.below && iy < band.end; ++r, iy += g.stride_h, from += step, to += row_floats)
+          store(to, take.from(from));
+      }
       for (; r < g.unit_rows; ++r, to += row_floats) store(to, V{});
     }
   }
@@ -87,12 +115,11 @@ void gather_rows_block(const GatherArgs& g) {
     const Unit unit = g.units[u];
     const int64_t x = g.x * g.stride_w + unit.dx - g.pad_w, y = g.y * g.stride_h + unit.dy - g.pad_h;
     const RowsInside rows(g, y, g.unit_rows);
-    const float* plane = g.source + unit.channel * g.height * g.width;
     for (int64_t r = 0; r < g.unit_rows; ++r, out += row_floats) {
       if (r < rows.above || r >= rows.below)
         zero(out, row_floats);
       else
-        copy_run(out, plane + (y + r * g.stride_h) * g.width, x, g.stride_w, row_floats, g.width, true);
+        copy_run(out, row_of(g, unit.channel, y + r * g.stride_h), x, g.stride_w, row_floats, g.width, true);
     }
   }
 }
@@ -102,18 +129,16 @@ inline void copy_part(const GatherArgs& g, const Unit& unit, float* out, int64_t
                       int64_t count) {
   const int64_t y = oy * g.stride_h + unit.dy - g.pad_h, x = column * g.stride_w + unit.dx - g.pad_w;
   const bool inside = y >= 0 && y < g.height;  // a row outside the map is a row of width 0
-  copy_run(out, g.source + (unit.channel * g.height + (inside ? y : 0)) * g.width, x, g.stride_w, count,
-           inside ? g.width : 0, false);
+  copy_run(out, row_of(g, unit.channel, inside ? y : 0), x, g.stride_w, count, inside ? g.width : 0, false);
 }
 
 #if FINEPRUNING_MASKED_LOADS
-// Runs [g.x, end) of the flattened output map, whose rows fill no more than a vector, of every STEP-th
-// column.
+// Runs of the flattened output map, whose rows fill no more than a vector, of every STEP-th column.
 template <int STEP>
 inline void gather_narrow(const GatherArgs& args, int64_t end) {
   const GatherArgs g = args;  // no store can change it, as the compiler must think of `args`
   const int64_t unit_floats = static_cast<int64_t>(g.unit_columns) * VL;
-  const int64_t size = end - g.x, width = g.out_width, pitch = g.stride_h * g.width;
+  const int64_t size = end - g.x, width = g.out_width, step = g.stride_h * g.width;
   // What lies in a row that begins before the run, and in one that ends after it; rows between are whole.
   const int64_t before = (width - g.x % width) % width, head = imin(before, size);
   const int64_t rows = (size - head) / width, tail = (size - head) % width;
@@ -123,6 +148,7 @@ inline void gather_narrow(const GatherArgs& args, int64_t end) {
   const int64_t room = size - head - VL;
   const int64_t roomy = room < 0 ? 0 : imin(rows, room / width + 1);
   const First lanes = first_lanes(width);
+  const BandCursor begin(g, oy * g.stride_h - g.pad_h);
   float* out = g.out;
   for (int64_t u = 0; u < g.count; ++u, out += unit_floats) {
     const Unit unit = g.units[u];
@@ -137,8 +163,12 @@ inline void gather_narrow(const GatherArgs& args, int64_t end) {
       to += width;
     };
     for (; r < inside.above; ++r) put(V{});
-    const float* from = g.source + (unit.channel * g.height + y) * g.width + x + r * pitch;
-    for (; r < inside.below; ++r, from += pitch) put(take.from(from));
+    int64_t iy = y + r * g.stride_h;
+    for (BandCursor band = begin; r < inside.below;) {
+      band.advance(g, iy);
+      const float* from = band.base + unit.channel * g.pitch + iy * g.width + x;
+      for (; r < inside.below && iy < band.end; ++r, iy += g.stride_h, from += step) put(take.from(from));
+    }
     for (; r < rows; ++r) put(V{});
     if (tail > 0) copy_part(g, unit, to, oy + rows, 0, tail);
     for (int64_t i = size; i < unit_floats; ++i) out[i] = 0.0f;
@@ -146,11 +176,16 @@ inline void gather_narrow(const GatherArgs& args, int64_t end) {
 }
 
 // The same where output and input map are of one size: a tap then reads the run of the input that lies
-// (dy, dx) further on, without what crosses the map's edge.
-inline void gather_shifted(const GatherArgs& args) {
+// (dy, dx) further on, without what crosses the map's edge. The run lies in one band; what a tap reads beyond
+// the band's edges lies in the bands beside it, which is loaded and put in between.
+inline void gather_shifted(const GatherArgs& args, int64_t band) {
   const GatherArgs g = args;
   Inside columns[kFlatReach][FINEPRUNING_TILE_VECTORS], rows[kFlatReach][FINEPRUNING_TILE_VECTORS];
+  Inside above[kFlatReach][FINEPRUNING_TILE_VECTORS], below[kFlatReach][FINEPRUNING_TILE_VECTORS];
   const int width = static_cast<int>(g.width), height = static_cast<int>(g.height);
+  const int first = static_cast<int>(band * g.band_rows);  // rows of the band
+  const int count = static_cast<int>(imin(g.band_rows, height - first));
+  const int after = static_cast<int>(imin(g.band_rows, height - first - count));
   const int pad_h = static_cast<int>(g.pad_h), pad_w = static_cast<int>(g.pad_w);
   VI column = reinterpret_cast<VI>(lane_numbers()) + static_cast<int>(g.x % g.width);
   VI row = VI{} + static_cast<int>(g.x / g.width);
@@ -162,34 +197,53 @@ inline void gather_shifted(const GatherArgs& args) {
     }
     // Maps of one size: taps reach as far to one side as to the other.
     for (int dx = 0; dx <= 2 * pad_w; ++dx) columns[dx][v] = lanes_below(column + (dx - pad_w), width);
-    for (int dy = 0; dy <= 2 * pad_h; ++dy) rows[dy][v] = lanes_below(row + (dy - pad_h), height);
+    for (int dy = 0; dy <= 2 * pad_h; ++dy) {
+      const VI in_band = row + (dy - pad_h - first);
+      rows[dy][v] = lanes_below(in_band, count);
+      above[dy][v] = lanes_below(in_band + static_cast<int>(g.band_rows), first > 0 ? g.band_rows : 0);
+      below[dy][v] = lanes_below(in_band - count, after);
+    }
   }
+  const int64_t first_row = g.x / g.width,
+                last_row = imin(g.end - 1, g.x + g.unit_columns * VL - 1) / g.width;
+  const int64_t step = BandCursor::step(g);
+  const float* base = g.source + g.x + band * step - g.pad_h * g.width - g.pad_w;
   float* out = g.out;
-  for (int64_t u = 0; u < g.count; ++u) {
+  for (int64_t u = 0; u < g.count; ++u, out += static_cast<int64_t>(g.unit_columns) * VL) {
     const Unit unit = g.units[u];
-    const float* from =
-        g.source + g.x + (unit.channel * g.height + unit.dy - g.pad_h) * g.width + unit.dx - g.pad_w;
-    const Inside *in_row = rows[unit.dy], *in_column = columns[unit.dx];
-    for (int v = 0; v < g.unit_columns; ++v, out += VL)
-      store(out, load_inside(in_row[v] & in_column[v], from + v * VL));
+    const float* from = base + unit.channel * g.pitch + unit.dy * g.width + unit.dx;
+    const Inside* in_column = columns[unit.dx];
+    const auto put = [&](const Inside* in_row, const float* at, bool more) __attribute__((always_inline)) {
+      for (int v = 0; v < g.unit_columns; ++v) {
+        const V found = load_inside(in_row[v] & in_column[v], at + v * VL);
+        store(out + v * VL, more ? load(out + v * VL) + found : found);
+      }
+    };
+    put(rows[unit.dy], from, false);
+    const int64_t tap = unit.dy - g.pad_h - first;
+    if (first > 0 && first_row + tap < 0) put(above[unit.dy], from - step, true);
+    if (first + count < height && last_row + tap >= count) put(below[unit.dy], from + step, true);
   }
 }
 #endif
 
 // Runs of the flattened output map, as one tap of the kernel reads them.
 void gather_flat_block(const GatherArgs& g) {
-  const int64_t positions = g.out_height * g.out_width;
   const int64_t unit_floats = static_cast<int64_t>(g.unit_columns) * VL;
-  const int64_t end = imin(g.x + unit_floats, positions);
+  const int64_t end = imin(g.x + unit_floats, g.end);
   const bool same = g.stride_h == 1 && g.stride_w == 1 && g.out_height == g.height && g.out_width == g.width;
-  if (same && g.pad_h == 0 && g.pad_w == 0) {  // pointwise
+  const int64_t band = g.band_rows >= g.height ? 0 : g.x / g.width / g.band_rows;
+  const bool one_band = end <= (band + 1) * g.band_rows * g.width;  // the rows of the run
+  if (same && one_band && g.pad_h == 0 && g.pad_w == 0) {           // pointwise
+    const float* from = g.source + g.x + band * BandCursor::step(g);
     for (int64_t u = 0; u < g.count; ++u)
-      copy_run(g.out + u * unit_floats, g.source + g.units[u].channel * positions + g.x, 0, 1, unit_floats,
-               end - g.x, true);
+      copy_run(g.out + u * unit_floats, from + g.units[u].channel * g.pitch, 0, 1, unit_floats, end - g.x,
+               true);
     return;
   }
 #if FINEPRUNING_MASKED_LOADS
-  if (same && 2 * imax(g.pad_h, g.pad_w) < kFlatReach) return gather_shifted(g);
+  if (same && one_band && 2 * imax(g.pad_h, g.pad_w) < kFlatReach && g.pad_h <= g.band_rows)
+    return gather_shifted(g, band);
   if (g.stride_w == 1 && g.out_width <= VL) return gather_narrow<1>(g, end);
   if (g.stride_w == 2 && g.out_width <= VL) return gather_narrow<2>(g, end);
 #endif

@@ -3,8 +3,10 @@
 // Taps [first, last) of a window that lie inside the map.
 inline void window(int64_t start, int64_t kernel, int64_t dilation, int64_t size, int64_t* first,
                    int64_t* last) {
-  *first = start >= 0 ? 0 : imin(kernel, (-start + dilation - 1) / dilation);
-  *last = start >= size ? 0 : imin(kernel, (size - start + dilation - 1) / dilation);
+  // A division takes as long as pooling some vectors.
+  const auto taps = [=](int64_t n) { return dilation == 1 ? n : (n + dilation - 1) / dilation; };
+  *first = start >= 0 ? 0 : imin(kernel, taps(-start));
+  *last = start >= size ? 0 : imin(kernel, taps(size - start));
   *last = imax(*first, *last);
 }
 
@@ -22,7 +24,7 @@ inline float larger(float a, float b) { return b > a || b != b ? b : a; }
 inline V larger(V a, V b) { return ((b > a) | (b != b)) ? b : a; }
 
 void pool_lanes(const float* x, float* y, const PoolArgs& p) {
-  for (int64_t oy = 0; oy < p.out_height; ++oy) {
+  for (int64_t oy = p.first; oy < p.first + p.rows; ++oy) {
     const int64_t iy = oy * p.stride_h - p.pad_h;
     int64_t y0, y1;
     window(iy, p.kernel_h, p.dilation_h, p.height, &y0, &y1);
@@ -39,23 +41,48 @@ void pool_lanes(const float* x, float* y, const PoolArgs& p) {
           result = p.maximum ? larger(result, v) : result + v;
         }
       }
-      store(y + (oy * p.out_width + ox) * VL, p.maximum ? result : result * splat(scale));
+      store(y + ((oy - p.first) * p.out_width + ox) * VL, p.maximum ? result : result * splat(scale));
     }
   }
 }
 
+// The rows of a plane. Those of one band are found without a division.
+class PlaneRows {
+ public:
+  PlaneRows(const float* x, const PoolArgs& p) : p_(p), x_(x), base_(x), begin_(0), end_(p.band_rows) {}
+  bool near(int64_t y) const { return y >= begin_ && y < end_; }  // in the band last asked for
+  const float* at(int64_t y) {
+    if (!near(y)) {
+      const int64_t band = y / p_.band_rows;
+      begin_ = band * p_.band_rows;
+      end_ = begin_ + p_.band_rows;
+      base_ = x_ + band * p_.band - begin_ * p_.width;
+    }
+    return base_ + y * p_.width;
+  }
+
+ private:
+  const PoolArgs& p_;
+  const float *x_, *base_;
+  int64_t begin_, end_;
+};
+
 // The rows of a window combined into one.
-inline void pool_rows(const float* x, const PoolArgs& p, int64_t oy, float* row) {
+inline void pool_rows(PlaneRows& plane, const PoolArgs& p, int64_t oy, float* row) {
   const float nothing = p.maximum ? -__builtin_inff() : 0.0f;
   const int64_t iy = oy * p.stride_h - p.pad_h, w = p.width;
   int64_t y0, y1;
   window(iy, p.kernel_h, p.dilation_h, p.height, &y0, &y1);
+  const int64_t top = iy + y0 * p.dilation_h, bottom = iy + (y1 - 1) * p.dilation_h;
+  const float* const from = y0 < y1 ? plane.at(top) : nullptr;
+  const bool one_band = plane.near(bottom);
   int64_t i = 0;
   for (; i < w; i += VL) {
     const First lanes = first_lanes(imin(w - i, VL));
     V v = splat(nothing);
     for (int64_t ky = y0; ky < y1; ++ky) {
-      const V u = load_first(lanes, x + (iy + ky * p.dilation_h) * w + i);
+      const int64_t below = (ky - y0) * p.dilation_h;
+      const V u = load_first(lanes, (one_band ? from + below * w : plane.at(top + below)) + i);
       v = p.maximum ? larger(v, u) : v + u;
     }
     store_first(lanes, row + i, v);
@@ -94,18 +121,20 @@ inline void pool_columns(const float* scratch, const PoolArgs& p, int64_t oy, fl
 // A window that is the whole plane.
 inline float pool_plane(const float* x, const PoolArgs& p) {
   const float nothing = p.maximum ? -__builtin_inff() : 0.0f;
-  const int64_t n = p.height * p.width;
   V some = splat(nothing);
-  int64_t i = 0;
-  for (; i + VL <= n; i += VL) some = p.maximum ? larger(some, loadu(x + i)) : some + loadu(x + i);
   float result = nothing;
+  for (int64_t y = 0; y < p.height; y += p.band_rows, x += p.band) {
+    const int64_t n = imin(p.band_rows, p.height - y) * p.width;
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) some = p.maximum ? larger(some, loadu(x + i)) : some + loadu(x + i);
+    for (; i < n; ++i) result = p.maximum ? larger(result, x[i]) : result + x[i];
+  }
   for (int l = 0; l < VL; ++l) result = p.maximum ? larger(result, some[l]) : result + some[l];
-  for (; i < n; ++i) result = p.maximum ? larger(result, x[i]) : result + x[i];
-  return p.maximum ? result : result / divisor(p, 0, 0, n);
+  return p.maximum ? result : result / divisor(p, 0, 0, p.height * p.width);
 }
 
-// First the rows of some windows, vector by vector, then their columns: read back at once, a row would wait
-// for its own stores.
+// Rows [p.first, p.first + p.rows), to `y`. First the rows of some windows, vector by vector, then their
+// columns: read back at once, a row would wait for its own stores.
 void pool(const float* x, float* y, const PoolArgs& p, float* scratch) {
   const bool whole = p.kernel_h == p.height && p.kernel_w == p.width && p.pad_h == 0 && p.pad_w == 0 &&
                      p.dilation_h == 1 && p.dilation_w == 1;
@@ -114,19 +143,24 @@ void pool(const float* x, float* y, const PoolArgs& p, float* scratch) {
     return;
   }
   if (p.maximum && p.kernel_h == 1 && p.kernel_w == 1 && p.pad_h == 0 && p.pad_w == 0) {
-    for (int64_t oy = 0; oy < p.out_height; ++oy)
-      copy_run(y + oy * p.out_width, x + oy * p.stride_h * p.width, 0, p.stride_w, p.out_width, p.width,
-               false);
+    PlaneRows plane(x, p);
+    for (int64_t oy = p.first; oy < p.first + p.rows; ++oy, y += p.out_width)
+      copy_run(y, plane.at(oy * p.stride_h), 0, p.stride_w, p.out_width, p.width, false);
     return;
   }
   const int64_t floats = pool_row_floats(p);
-  for (int64_t i = 0; i < imin(kPoolRows, p.out_height) * floats; ++i)
-    scratch[i] = p.maximum ? -__builtin_inff() : 0.0f;
-  for (int64_t oy = 0; oy < p.out_height; oy += kPoolRows) {
-    const int64_t count = imin(p.out_height - oy, kPoolRows);
-    for (int64_t r = 0; r < count; ++r) pool_rows(x, p, oy + r, scratch + r * floats + p.pad_w);
+  // The margins; what lies between is written before it is read.
+  const float nothing = p.maximum ? -__builtin_inff() : 0.0f;
+  for (int64_t r = 0; r < imin(kPoolRows, p.rows); ++r) {
+    for (int64_t i = 0; i < p.pad_w; ++i) scratch[r * floats + i] = nothing;
+    for (int64_t i = p.pad_w + p.width; i < floats; ++i) scratch[r * floats + i] = nothing;
+  }
+  PlaneRows plane(x, p);
+  for (int64_t done = 0; done < p.rows; done += kPoolRows) {
+    const int64_t count = imin(p.rows - done, kPoolRows), oy = p.first + done;
+    for (int64_t r = 0; r < count; ++r) pool_rows(plane, p, oy + r, scratch + r * floats + p.pad_w);
     for (int64_t r = 0; r < count; ++r)
-      pool_columns(scratch + r * floats, p, oy + r, y + (oy + r) * p.out_width);
+      pool_columns(scratch + r * floats, p, oy + r, y + (done + r) * p.out_width);
   }
 }
 

@@ -107,30 +107,52 @@ class GatherStep final : public NativeStep {
   std::vector<uint32_t> begin_;   // [block][row], and each block's end
 };
 
+// An item is some rows of one plane, in the order in which neighbouring convolutions share out a map: image
+// by image, rows by rows, so that a thread finds what it wrote itself.
 class PoolStep final : public NativeStep {
  public:
-  PoolStep(Buffer source, Buffer target, const Isa& isa, const PoolArgs& args, int64_t planes, bool lanes)
-      : source_(source), target_(target), isa_(&isa), args_(args), planes_(planes), lanes_(lanes) {}
+  PoolStep(Buffer source, Buffer target, const Isa& isa, const PoolArgs& args, const PoolMaps& maps)
+      : source_(source), target_(target), isa_(&isa), args_(args), maps_(maps) {
+    args_.band_rows = maps.source.rows;
+    args_.band = source.band;
+  }
 
-  int64_t items(int) const override { return planes_; }
-  int64_t scratch_floats() const override { return lanes_ ? 0 : kPoolRows * pool_row_floats(args_); }
+  int64_t items(int threads) const override { return maps_.images * parts(threads).count() * maps_.channels; }
+  int64_t scratch_floats() const override { return maps_.lanes ? 0 : kPoolRows * pool_row_floats(args_); }
 
-  void run(int64_t item, int, const Frame& frame, float* scratch) const override {
-    const int64_t width = lanes_ ? isa_->lanes : 1;
-    const float* x = resolve(source_, frame) + item * args_.height * args_.width * width;
-    float* y = resolve(target_, frame) + item * args_.out_height * args_.out_width * width;
-    if (lanes_)
-      isa_->pool_lanes(x, y, args_);
+  void run(int64_t item, int threads, const Frame& frame, float* scratch) const override {
+    const int64_t channel = item % maps_.channels;
+    const Bands parts = this->parts(threads), &result = maps_.result;
+    const int64_t part = item / maps_.channels % parts.count();
+    const int64_t image = item / maps_.channels / parts.count();
+    PoolArgs args = args_;
+    args.first = part * parts.rows;
+    args.rows = parts.rows_of(part);
+    const int64_t width = maps_.lanes ? isa_->lanes : 1;
+    const int64_t band = args.first / result.rows, plane = image * maps_.channels + channel;
+    const float* x = resolve(source_, frame) + plane * maps_.source.pitch() * width;
+    float* y = resolve(target_, frame) + band * target_.band +
+               (plane * result.pitch() + (args.first - band * result.rows) * result.width) * width;
+    if (maps_.lanes)
+      isa_->pool_lanes(x, y, args);
     else
-      isa_->pool(x, y, args_, scratch);
+      isa_->pool(x, y, args, scratch);
   }
 
  private:
+  // Of the result: its bands, or shares of the threads where it lies whole.
+  Bands parts(int threads) const {
+    Bands parts = maps_.result;
+    const int64_t sharing = std::max<int64_t>(1, threads / maps_.images);
+    if (parts.count() == 1) parts.rows = std::max(ceil_div(parts.height, sharing), kLeastPoolRows);
+    return parts;
+  }
+
+  static constexpr int64_t kLeastPoolRows = 8;
   Buffer source_, target_;
   const Isa* isa_;
   PoolArgs args_;
-  int64_t planes_;
-  bool lanes_;
+  PoolMaps maps_;
 };
 
 class ElementwiseStep final : public NativeStep {
@@ -139,12 +161,14 @@ class ElementwiseStep final : public NativeStep {
                   Activation activation)
       : a_(a), b_(b), target_(target), binary_(binary), isa_(&isa), n_(n), op_(op), activation_(activation) {}
 
-  int64_t items(int) const override { return ceil_div(n_, kGrain); }
+  int64_t items(int) const override { return target_.bands * ceil_div(n_, kGrain); }
 
   void run(int64_t item, int, const Frame& frame, float*) const override {
-    const int64_t at = item * kGrain;
-    isa_->elementwise(resolve(a_, frame) + at, binary_ ? resolve(b_, frame) + at : nullptr,
-                      resolve(target_, frame) + at, std::min(kGrain, n_ - at), op_, activation_);
+    const int64_t pieces = ceil_div(n_, kGrain), band = item / pieces, at = item % pieces * kGrain;
+    isa_->elementwise(resolve(a_, frame) + band * a_.band + at,
+                      binary_ ? resolve(b_, frame) + band * b_.band + at : nullptr,
+                      resolve(target_, frame) + band * target_.band + at, std::min(kGrain, n_ - at), op_,
+                      activation_);
   }
 
  private:
@@ -170,11 +194,13 @@ class BroadcastStep final : public NativeStep {
         op_(op),
         activation_(activation) {}
 
-  int64_t items(int) const override { return rows_; }
+  int64_t items(int) const override { return target_.bands * rows_; }
 
   void run(int64_t item, int, const Frame& frame, float*) const override {
-    isa_->broadcast(resolve(a_, frame) + item * n_ * lanes_, resolve(b_, frame) + item * lanes_,
-                    resolve(target_, frame) + item * n_ * lanes_, 1, n_, lanes_, op_, activation_);
+    const int64_t band = item / rows_, row = item % rows_;
+    isa_->broadcast(
+        resolve(a_, frame) + band * a_.band + row * n_ * lanes_, resolve(b_, frame) + row * lanes_,
+        resolve(target_, frame) + band * target_.band + row * n_ * lanes_, 1, n_, lanes_, op_, activation_);
   }
 
  private:
@@ -191,13 +217,14 @@ class CopyStep final : public NativeStep {
   CopyStep(Buffer source, Buffer target, int64_t images, int64_t n, int64_t offset, int64_t stride)
       : source_(source), target_(target), images_(images), n_(n), offset_(offset), stride_(stride) {}
 
-  int64_t items(int) const override { return images_ * ceil_div(n_, kGrain); }
+  int64_t items(int) const override { return target_.bands * images_ * ceil_div(n_, kGrain); }
 
   void run(int64_t item, int, const Frame& frame, float*) const override {
     const int64_t pieces = ceil_div(n_, kGrain);
-    const int64_t image = item / pieces, at = item % pieces * kGrain;
-    std::memcpy(resolve(target_, frame) + image * stride_ + offset_ + at,
-                resolve(source_, frame) + image * n_ + at,
+    const int64_t band = item / pieces / images_, image = item / pieces % images_;
+    const int64_t at = item % pieces * kGrain;
+    std::memcpy(resolve(target_, frame) + band * target_.band + image * stride_ + offset_ + at,
+                resolve(source_, frame) + band * source_.band + image * n_ + at,
                 static_cast<size_t>(std::min(kGrain, n_ - at)) * 4);
   }
 
@@ -258,23 +285,27 @@ void add_gather(Program& program, int source, int target, const Isa& isa, const 
       std::make_unique<GatherStep>(from, to, residual, isa, csr, columns, std::move(finish), images));
 }
 
-void add_pool(Program& program, int source, int target, const Isa& isa, const PoolArgs& a, int64_t planes,
-              bool lanes) {
-  require(positive({planes, a.height, a.width, a.out_height, a.out_width, a.kernel_h, a.kernel_w, a.stride_h,
-                    a.stride_w, a.dilation_h, a.dilation_w}) &&
+void add_pool(Program& program, int source, int target, const Isa& isa, const PoolArgs& a,
+              const PoolMaps& maps) {
+  require(positive({maps.images, maps.channels, a.height, a.width, a.out_height, a.out_width, a.kernel_h,
+                    a.kernel_w, a.stride_h, a.stride_w, a.dilation_h, a.dilation_w, maps.source.rows,
+                    maps.result.rows}) &&
               a.pad_h >= 0 && a.pad_w >= 0 && a.pad_h <= a.kernel_h && a.pad_w <= a.kernel_w,
           "pooling sizes are out of range");
-  const int64_t width = lanes ? isa.lanes : 1;
-  const Buffer from = program.buffer(source, planes * a.height * a.width * width);
-  const Buffer to = program.buffer(target, planes * a.out_height * a.out_width * width);
-  program.add_step(std::make_unique<PoolStep>(from, to, isa, a, planes, lanes));
+  require(!maps.lanes || (maps.source.count() == 1 && maps.result.count() == 1),
+          "only planar maps lie in bands");
+  const int64_t width = maps.lanes ? isa.lanes : 1, planes = maps.images * maps.channels;
+  const Buffer from = program.buffer(source, planes * maps.source.pitch() * width, maps.source.count());
+  const Buffer to = program.buffer(target, planes * maps.result.pitch() * width, maps.result.count());
+  program.add_step(std::make_unique<PoolStep>(from, to, isa, a, maps));
 }
 
 void add_elementwise(Program& program, int a, int b, int target, const Isa& isa, int64_t n, Binary op,
                      Activation activation) {
   require(positive({n}), "sizes must be positive");
-  const Buffer from = program.buffer(a, n), to = program.buffer(target, n);
-  const Buffer other = b >= 0 ? program.buffer(b, n) : from;
+  const int64_t bands = program.bands(target);
+  const Buffer from = program.buffer(a, n, bands), to = program.buffer(target, n, bands);
+  const Buffer other = b >= 0 ? program.buffer(b, n, bands) : from;
   program.add_step(std::make_unique<ElementwiseStep>(from, other, b >= 0, to, isa, n, op, activation));
 }
 
@@ -282,9 +313,9 @@ void add_broadcast(Program& program, int a, int b, int target, const Isa& isa, i
                    int64_t channels, int64_t n, bool lanes, Binary op, Activation activation) {
   require(positive({images, channels, n}), "sizes must be positive");
   const int width = lanes ? isa.lanes : 1;
-  const int64_t rows = images * channels;
-  const Buffer from = program.buffer(a, rows * n * width), other = program.buffer(b, rows * width);
-  const Buffer to = program.buffer(target, rows * n * width);
+  const int64_t rows = images * channels, bands = program.bands(target);
+  const Buffer from = program.buffer(a, rows * n * width, bands), other = program.buffer(b, rows * width);
+  const Buffer to = program.buffer(target, rows * n * width, bands);
   program.add_step(std::make_unique<BroadcastStep>(from, other, to, isa, rows, n, width, op, activation));
 }
 
@@ -292,7 +323,9 @@ void add_copy(Program& program, int source, int target, int64_t images, int64_t 
               int64_t target_stride) {
   require(positive({images, n, target_stride}) && target_offset >= 0 && target_offset + n <= target_stride,
           "a copy must stay inside its target");
-  const Buffer from = program.buffer(source, images * n), to = program.buffer(target, images * target_stride);
+  const int64_t bands = program.bands(target);
+  const Buffer from = program.buffer(source, images * n, bands);
+  const Buffer to = program.buffer(target, images * target_stride, bands);
   program.add_step(std::make_unique<CopyStep>(from, to, images, n, target_offset, target_stride));
 }
 

@@ -93,14 +93,17 @@ std::shared_ptr<PackedConv> make_packed(const py::array& value, const Array<int3
                                         int64_t outputs, Pair kernel, Pair stride, Pair padding,
                                         Pair dilation, int64_t groups, const std::string& mapping,
                                         int64_t matrix_blocks, bool pooled, const std::pair<int, int>& tile,
-                                        int64_t block_units, const std::string& values, int threads) {
+                                        int64_t block_units, const std::string& values, int threads,
+                                        int64_t source_band, bool banded) {
   thread_count(threads);
   const ConvShape shape = shape_of(channels, size, outputs, kernel, stride, padding, dilation, groups);
   const CsrView csr = view(value, column, rowptr, values);
   py::gil_scoped_release release;
-  if (mapping == "planar") return PackedConv::planar(shape, csr, select_isa(), pooled, threads);
+  const MapBands bands{source_band, banded};
+  if (mapping == "planar") return PackedConv::planar(shape, csr, select_isa(), pooled, threads, bands);
   return std::make_shared<PackedConv>(shape, csr, mapping_of(mapping), select_isa(), matrix_blocks, pooled,
-                                      threads, PackedConv::Choice{tile.first, tile.second, block_units});
+                                      threads, bands,
+                                      PackedConv::Choice{tile.first, tile.second, block_units});
 }
 
 double modelled_cycles(const py::array& value, const Array<int32_t>& column, const Array<int32_t>& rowptr,
@@ -110,6 +113,12 @@ double modelled_cycles(const py::array& value, const Array<int32_t>& column, con
   const CsrView csr = view(value, column, rowptr, values);
   py::gil_scoped_release release;
   return PackedConv::modelled(shape, csr, mapping == "planar", select_isa());
+}
+
+// rows: of a band; 0: the map lies whole.
+Bands bands_of(Pair size, int64_t rows) {
+  if (rows < 0 || rows > size.first) throw std::invalid_argument("bands must have rows of the map");
+  return {size.first, size.second, rows > 0 ? rows : size.first};
 }
 
 std::string kernel_name(const PackedConv& p) {
@@ -154,7 +163,8 @@ PYBIND11_MODULE(_core, m) {
            py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("mapping"),
            py::arg("matrix_blocks") = 1, py::arg("pooled") = false,
            py::arg("tile") = std::pair<int, int>(0, 0), py::arg("block_units") = 0,
-           py::arg("values") = "float32", py::arg("threads") = 1)
+           py::arg("values") = "float32", py::arg("threads") = 1, py::arg("source_band") = 0,
+           py::arg("banded") = false)
       .def_property_readonly("kernel", &kernel_name)
       .def_property_readonly("nbytes", &PackedConv::bytes)
       .def_property_readonly("cost", [](const PackedConv& p) { return p.cost; })
@@ -169,16 +179,17 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<int64_t>(), py::arg("arena_floats"))
       .def(
           "buffer",
-          [](Program& p, const std::string& kind, int64_t offset, int64_t size, int64_t stride,
-             int64_t turns) {
+          [](Program& p, const std::string& kind, int64_t offset, int64_t size, int64_t stride, int64_t turns,
+             int64_t bands, int64_t band) {
             if (kind != "arena" && kind != "input" && kind != "output")
               throw std::invalid_argument("unknown kind of buffer " + kind);
             return p.add_buffer(kind == "arena"   ? Buffer::kArena
                                 : kind == "input" ? Buffer::kInput
                                                   : Buffer::kOutput,
-                                offset, size, stride, turns);
+                                offset, size, stride, turns, bands, band);
           },
-          py::arg("kind"), py::arg("offset"), py::arg("size"), py::arg("stride") = 0, py::arg("turns") = 1)
+          py::arg("kind"), py::arg("offset"), py::arg("size"), py::arg("stride") = 0, py::arg("turns") = 1,
+          py::arg("bands") = 1, py::arg("band") = 0)
       .def("loop", &Program::add_loop, py::arg("first"), py::arg("turns"))
       .def(
           "conv",
@@ -203,18 +214,35 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "pool",
           [](Program& p, int source, int target, Pair size, Pair out, Pair kernel, Pair stride, Pair padding,
-             Pair dilation, int64_t planes, bool lanes, bool maximum, bool count_include_pad,
-             int64_t divisor) {
-            const PoolArgs args{size.first,    size.second,       out.first,      out.second,
-                                kernel.first,  kernel.second,     stride.first,   stride.second,
-                                padding.first, padding.second,    dilation.first, dilation.second,
-                                maximum,       count_include_pad, divisor};
-            add_pool(p, source, target, select_isa(), args, planes, lanes);
+             Pair dilation, int64_t images, int64_t channels, Pair bands, bool lanes, bool maximum,
+             bool count_include_pad, int64_t divisor) {
+            PoolArgs args{size.first,
+                          size.second,
+                          out.first,
+                          out.second,
+                          kernel.first,
+                          kernel.second,
+                          stride.first,
+                          stride.second,
+                          padding.first,
+                          padding.second,
+                          dilation.first,
+                          dilation.second,
+                          maximum,
+                          count_include_pad,
+                          divisor,
+                          0,
+                          0,
+                          0,
+                          0};
+            const PoolMaps maps{images, channels, lanes, bands_of(size, bands.first),
+                                bands_of(out, bands.second)};
+            add_pool(p, source, target, select_isa(), args, maps);
           },
           py::arg("source"), py::arg("target"), py::kw_only(), py::arg("size"), py::arg("out"),
           py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation") = Pair(1, 1),
-          py::arg("planes"), py::arg("lanes"), py::arg("maximum"), py::arg("count_include_pad") = true,
-          py::arg("divisor") = 0)
+          py::arg("images"), py::arg("channels"), py::arg("bands") = Pair(0, 0), py::arg("lanes"),
+          py::arg("maximum"), py::arg("count_include_pad") = true, py::arg("divisor") = 0)
       .def(
           "elementwise",
           [](Program& p, int a, int b, int target, int64_t n, const std::string& op,
@@ -263,9 +291,11 @@ PYBIND11_MODULE(_core, m) {
           "view",
           [](const Program& p, const std::shared_ptr<Context>& context, int id) {
             p.check(*context);
-            const Buffer& b = p.buffer(id, 0);
+            const Buffer& b = p.buffer(id, 0, p.bands(id));
             if (b.kind != Buffer::kArena) throw std::invalid_argument("only arena buffers can be viewed");
-            return py::array_t<float>({b.size}, {4}, context->arena() + b.offset, py::cast(context));
+            float* data = context->arena() + b.offset;
+            if (b.bands == 1) return py::array_t<float>({b.size}, {4}, data, py::cast(context));
+            return py::array_t<float>({b.bands, b.size}, {4 * b.band, int64_t{4}}, data, py::cast(context));
           },
           py::arg("context").none(false), py::arg("buffer"));
 
@@ -273,6 +303,14 @@ PYBIND11_MODULE(_core, m) {
         py::kw_only(), py::arg("channels"), py::arg("size"), py::arg("outputs"), py::arg("kernel"),
         py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("mapping"),
         py::arg("values") = "float32");
+  m.def(
+      "bands",
+      [](Pair size, int threads) {
+        const int64_t rows = band_rows(size.first, size.second, thread_count(threads));
+        const Bands bands = bands_of(size, rows);
+        return py::make_tuple(bands.rows, bands.count(), bands.pitch());
+      },
+      py::arg("size"), py::kw_only(), py::arg("threads"));
   m.def("kernels", &kernels);
   m.def("lanes", [] { return select_isa().lanes; });
   m.def("isa", [] { return std::string(select_isa().name); });

@@ -14,6 +14,9 @@ constexpr int64_t kMaxBlockBytes = 65536LL * kOffsetUnit;
 // Segments are what threads share of one tile; a shorter one would hold few rows of equal length.
 constexpr int64_t kSegmentRows = 32, kMaxSegments = 64;
 
+// Floats of a plane in a band, at least.
+constexpr int64_t kLeastBandFloats = 64;
+
 // One core's for an element of a map that a step of its own pools over 2x2 windows, measured in VGG-16 (.8 to
 // 1.0; 2.6 where the map comes from beyond the caches).
 constexpr double kPoolCycles = 1.0;
@@ -45,14 +48,29 @@ void check(const ConvShape& s, const CsrView& csr) {
     require(csr.column[e] >= 0 && csr.column[e] < columns, "a column lies outside the weight");
 }
 
+void check(const MapBands& bands, const ConvShape& s, Mapping mapping) {
+  require(bands.source_rows >= 0 && bands.source_rows <= s.height, "bands must have rows of the map");
+  require((bands.source_rows == 0 && !bands.result) || mapping == Mapping::kRows || mapping == Mapping::kFlat,
+          "only planar maps lie in bands");
+}
+
 }  // namespace
 
+int64_t band_rows(int64_t height, int64_t width, int threads) {
+  for (int count = threads; count > 1; --count) {
+    const int64_t rows = ceil_div(height, count);
+    if (threads % count == 0 && rows < height && rows * width >= kLeastBandFloats) return rows;
+  }
+  return height;
+}
+
 PackedConv::PackedConv(const ConvShape& conv, const CsrView& csr, Mapping map, const Isa& table,
-                       int64_t matrix_blocks, bool pool, int threads, const Choice& wanted)
-    : PackedConv(conv, map, table, threads) {
+                       int64_t matrix_blocks, bool pool, int threads, const MapBands& bands,
+                       const Choice& wanted)
+    : PackedConv(conv, map, table, pool, threads, bands) {
   matrix_blocks_ = matrix_blocks;
-  pooled = pool;
   check(shape, csr);
+  check(bands, shape, mapping);
   require(!pooled || mapping == Mapping::kLanes || mapping == Mapping::kRows,
           "only maps in lanes and in rows can be pooled");
   require(!pooled || poolable(shape), "only maps of 2x2 and more can be pooled");
@@ -61,16 +79,16 @@ PackedConv::PackedConv(const ConvShape& conv, const CsrView& csr, Mapping map, c
 }
 
 std::shared_ptr<PackedConv> PackedConv::planar(const ConvShape& conv, const CsrView& csr, const Isa& table,
-                                               bool pool, int threads) {
+                                               bool pool, int threads, const MapBands& bands) {
   check(conv, csr);
+  check(bands, conv, Mapping::kRows);
   const bool pools = pool && poolable(conv);
   const double outputs = static_cast<double>(conv.out_channels * conv.out_height() * conv.out_width());
   const double pooling = kPoolCycles * outputs / threads;  // by a step of its own
   std::shared_ptr<PackedConv> best;
   double least = std::numeric_limits<double>::infinity();
   const auto consider = [&](Mapping map, bool pooled) {
-    std::shared_ptr<PackedConv> packed(new PackedConv(conv, map, table, threads));
-    packed->pooled = pooled;
+    std::shared_ptr<PackedConv> packed(new PackedConv(conv, map, table, pooled, threads, bands));
     packed->lay_out(csr, {});
     const double time = packed->time_ + (pools && !pooled ? pooling : 0.0);
     if (time >= least) return;
@@ -89,7 +107,7 @@ double PackedConv::modelled(const ConvShape& conv, const CsrView& csr, bool plan
   double least = std::numeric_limits<double>::infinity();
   for (Mapping map : {Mapping::kLanes, Mapping::kRows, Mapping::kFlat}) {
     if ((map == Mapping::kLanes) == planar) continue;
-    PackedConv packed(conv, map, table, 1);
+    PackedConv packed(conv, map, table, false, 1, {});
     packed.lay_out(csr, {});
     least = std::min(least, packed.cost);
   }
@@ -112,6 +130,10 @@ int64_t PackedConv::segments_wanted() const {
 }
 
 void PackedConv::lay_out(const CsrView& csr, const Choice& wanted) {
+  const int64_t stored = pooled ? 2 : 1;  // rows and columns of the output for one of what is stored
+  source_band_rows_ = bands_.source_rows > 0 ? bands_.source_rows : shape.height;
+  out_band_rows_ = bands_.result ? stored * band_rows(out_height() / stored, out_width() / stored, threads_)
+                                 : out_height();
   group_channels = shape.channels / shape.groups;
   group_outputs = shape.out_channels / shape.groups;
   nonzeros = csr.nonzeros;
@@ -131,26 +153,40 @@ void PackedConv::lay_out(const CsrView& csr, const Choice& wanted) {
   const int64_t images = mapping == Mapping::kLanes || mapping == Mapping::kMatrix ? lanes() : 1;
   fetches_result_ =
       lanes() < kLineFloats && !pooled && shape.out_channels * oh * ow * images * 4 > kSecondLevelBytes;
-  switch (mapping) {
-    case Mapping::kLanes:
-      tiles_y = ceil_div(oh, tile_rows);
-      tiles_x = ceil_div(ow, tile_columns);
-      break;
-    case Mapping::kRows:
-      tiles_y = ceil_div(oh, tile_rows);
-      tiles_x = ceil_div(ow, static_cast<int64_t>(tile_columns) * lanes());
-      break;
-    case Mapping::kFlat:
-      tiles_y = 1;
-      tiles_x = ceil_div(oh * ow, static_cast<int64_t>(tile_columns) * lanes());
-      break;
-    case Mapping::kMatrix:
-      tiles_y = tiles_x = 1;
-      break;
-  }
+  const Bands bands = out_bands();
+  tiles_x_ = tiles_of(1, 1, tile_columns);
+  band_tiles_ = tiles_of(bands.rows_of(0), tile_rows, tile_columns);
+  last_band_tiles_ = tiles_of(bands.rows_of(bands.count() - 1), tile_rows, tile_columns);
   for (int64_t u = 0; u < units_a_group_; u += block_units_) blocks.push_back(static_cast<int32_t>(u));
   if (blocks.empty()) blocks.push_back(0);
   blocks.push_back(static_cast<int32_t>(units_a_group_));
+}
+
+// Tiles of so many rows of the output, for a group.
+int64_t PackedConv::tiles_of(int64_t rows, int tile_h, int tile_w) const {
+  const int64_t ow = out_width(), vectors = int64_t{tile_w} * lanes();
+  switch (mapping) {
+    case Mapping::kLanes:
+      return ceil_div(rows, tile_h) * ceil_div(ow, tile_w);
+    case Mapping::kRows:
+      return ceil_div(rows, tile_h) * ceil_div(ow, vectors);
+    case Mapping::kFlat:
+      return ceil_div(rows * ow, vectors);
+    case Mapping::kMatrix:
+      break;
+  }
+  return 1;
+}
+
+PackedConv::Tile PackedConv::tile(int64_t item) const {
+  const int64_t count = out_bands().count(), of_band = shape.groups * band_tiles_;
+  const int64_t band = std::min(item / of_band, count - 1);
+  item -= band * of_band;
+  const int64_t of_group = band + 1 < count ? band_tiles_ : last_band_tiles_;
+  const int64_t at = item % of_group;
+  if (mapping == Mapping::kFlat) return {item / of_group, band, 0, at * tile_columns * lanes()};
+  const int64_t step = mapping == Mapping::kRows ? int64_t{tile_columns} * lanes() : tile_columns;
+  return {item / of_group, band, at / tiles_x_ * tile_rows, at % tiles_x_ * step};
 }
 
 int64_t PackedConv::bytes() const {
@@ -228,27 +264,16 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wan
   const int64_t reach_x = shape.dilation_w * (shape.kernel_w - 1) / shape.stride_w;
   const double rows = static_cast<double>(group_outputs);
   const double row_nonzeros = static_cast<double>(csr.nonzeros) / static_cast<double>(shape.out_channels);
+  const Bands bands = out_bands();
   Layout best{0, 0, 0, 0, 0, nullptr, 0, 0, 0};
   auto consider = [&](const TileEntry& tile, int tile_h, int tile_w) {
     Layout l{tile_h, tile_w, tile_h, tile_w, 1, tile.run, 0, 0, 0};
-    double tiles = 0;
-    switch (mapping) {
-      case Mapping::kLanes:
-        l.unit_rows = static_cast<int>(tile_h + reach_y);
-        l.unit_columns = static_cast<int>(tile_w + reach_x);
-        tiles = static_cast<double>(ceil_div(oh, tile_h) * ceil_div(ow, tile_w));
-        break;
-      case Mapping::kRows:
-        l.unit_rows = static_cast<int>(tile_h + reach_y);
-        tiles = static_cast<double>(ceil_div(oh, tile_h) * ceil_div(ow, tile_w * lanes()));
-        break;
-      case Mapping::kFlat:
-        tiles = static_cast<double>(ceil_div(oh * ow, tile_w * lanes()));
-        break;
-      case Mapping::kMatrix:
-        tiles = 1.0 / (tile_h * tile_w);  // of a block of rows
-        break;
-    }
+    if (mapping == Mapping::kLanes || mapping == Mapping::kRows)
+      l.unit_rows = static_cast<int>(tile_h + reach_y);
+    if (mapping == Mapping::kLanes) l.unit_columns = static_cast<int>(tile_w + reach_x);
+    double tiles = static_cast<double>((bands.count() - 1) * tiles_of(bands.rows_of(0), tile_h, tile_w) +
+                                       tiles_of(bands.rows_of(bands.count() - 1), tile_h, tile_w));
+    if (mapping == Mapping::kMatrix) tiles = 1.0 / (tile_h * tile_w);  // of a block of rows
     if (wanted.rows > 0 && (wanted.rows != tile_h || wanted.columns != tile_w)) return;
     if (pooled && (tile_h % 2 != 0 || (mapping == Mapping::kLanes && tile_w % 2 != 0))) return;
     const int64_t vectors = static_cast<int64_t>(l.unit_rows) * l.unit_columns;

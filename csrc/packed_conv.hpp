@@ -25,6 +25,16 @@ enum class Mapping : int {
   kMatrix  // rows of a matrix; a tile is some such blocks (fully connected layers)
 };
 
+// Where the maps of a planar convolution lie, see Bands. Those of the other mappings lie whole.
+struct MapBands {
+  int64_t source_rows = 0;  // of a band; 0: whole
+  bool result = false;      // in the bands of band_rows() for the threads that share an image
+};
+
+// Rows of a band of a map that so many threads share: as many bands as threads, or fewer where planes of
+// bands would be too short for vectors. The map's height: one band.
+int64_t band_rows(int64_t height, int64_t width, int threads);
+
 // Borrowed CSR arrays; see finepruning/sparse/csr.py.
 struct CsrView {
   const void* value;  // of `type`
@@ -50,15 +60,24 @@ class PackedConv {
   // number may run it. Throws std::invalid_argument when the shape cannot be expressed or the CSR does not
   // fit it.
   PackedConv(const ConvShape& shape, const CsrView& csr, Mapping mapping, const Isa& isa,
-             int64_t matrix_blocks, bool pooled, int threads, const Choice& wanted);
+             int64_t matrix_blocks, bool pooled, int threads, const MapBands& bands, const Choice& wanted);
   // For images one by one: kRows or kFlat, whichever the cost model prefers. pool: kRows may pool its output;
   // the result's `pooled` says whether it does.
   static std::shared_ptr<PackedConv> planar(const ConvShape& shape, const CsrView& csr, const Isa& isa,
-                                            bool pool, int threads);
+                                            bool pool, int threads, const MapBands& bands);
   // `cost` of what planar(), or the constructor with kLanes, would make, without making it.
   static double modelled(const ConvShape& shape, const CsrView& csr, bool planar, const Isa& isa);
 
-  int64_t tiles() const { return tiles_y * tiles_x; }
+  // One tile of an image and group, and where it lies in the output: in which of its bands, from which row
+  // and column of it on (under kFlat from which position on). Under kLanes and kMatrix all is one band.
+  struct Tile {
+    int64_t group, band, y, x;
+  };
+  Tile tile(int64_t item) const;
+  // Of an image: band by band, group by group.
+  int64_t tiles() const {
+    return shape.groups * ((out_bands().count() - 1) * band_tiles_ + last_band_tiles_);
+  }
   // How threads share `items` tiles: each is cut into `parts` of its output channels, of at most `most`, and
   // the last thread ends after `time` tiles. Every part packs the input anew, `copy` of a tile's time.
   struct Split {
@@ -69,6 +88,13 @@ class PackedConv {
   // Of the output map; where it is pooled, without an odd last row or column.
   int64_t out_height() const { return pooled ? shape.out_height() / 2 * 2 : shape.out_height(); }
   int64_t out_width() const { return pooled ? shape.out_width() / 2 * 2 : shape.out_width(); }
+  // Of the input, of the output before it is pooled, and of what is stored.
+  Bands source_bands() const { return {shape.height, shape.width, source_band_rows_}; }
+  Bands out_bands() const { return {out_height(), out_width(), out_band_rows_}; }
+  Bands result_bands() const {
+    if (!pooled) return out_bands();
+    return {out_height() / 2, out_width() / 2, out_band_rows_ / 2};
+  }
   int64_t bytes() const;
   // Segments [first, last) of part `part` of `parts` of a group's output channels.
   void part_segments(int64_t part, int64_t parts, int64_t* first, int64_t* last) const {
@@ -92,7 +118,6 @@ class PackedConv {
   bool pooled = false;
   TileKernel kernel = nullptr;
   int tile_rows = 0, tile_columns = 0;  // of a tile, in vectors
-  int64_t tiles_y = 0, tiles_x = 0;     // under kMatrix: 1 and unused
   int unit_rows = 0, unit_columns = 0;  // vectors
   std::vector<Unit> units;
   std::vector<int32_t> blocks;  // first unit of each block, and the end
@@ -132,8 +157,10 @@ class PackedConv {
     double time;  // of the last of `threads_`, in cycles
   };
   // Decides the tile; pack() must follow.
-  PackedConv(const ConvShape& shape, Mapping mapping, const Isa& isa, int threads)
-      : shape(shape), mapping(mapping), isa(&isa), threads_(threads) {}
+  PackedConv(const ConvShape& shape, Mapping mapping, const Isa& isa, bool pooled, int threads,
+             const MapBands& bands)
+      : shape(shape), mapping(mapping), isa(&isa), pooled(pooled), threads_(threads), bands_(bands) {}
+  int64_t tiles_of(int64_t rows, int tile_h, int tile_w) const;
   void lay_out(const CsrView& csr, const Choice& wanted);
   void make_units(const CsrView& csr);
   Layout best_layout(const CsrView& csr, const Choice& wanted) const;
@@ -143,6 +170,9 @@ class PackedConv {
   void assign_segments(const int32_t* rowptr, std::vector<std::vector<uint32_t>>* rows_of) const;
 
   int threads_;
+  MapBands bands_;
+  int64_t source_band_rows_ = 0, out_band_rows_ = 0;
+  int64_t tiles_x_ = 1, band_tiles_ = 1, last_band_tiles_ = 1;  // of a group
   double time_ = 0;
   int64_t matrix_blocks_ = 1;
   int64_t units_a_group_ = 0, segment_count_ = 1;

@@ -13,7 +13,10 @@ namespace {
 
 constexpr int64_t kMaxFloats = int64_t{1} << 40;
 constexpr int64_t kMaxTurns = 1 << 20;
+constexpr int64_t kMaxBands = 4096;
 constexpr size_t kHugePage = size_t{2} << 20;
+// Of a thread's share of a step, so much is left to it: one in so many items.
+constexpr int64_t kSparedShare = 8;
 
 void require(bool ok, const char* message) {
   if (!ok) throw std::invalid_argument(message);
@@ -50,19 +53,24 @@ Program::Program(int64_t arena_floats) : arena_floats_((arena_floats + 15) / 16 
   require(arena_floats >= 0 && arena_floats <= kMaxFloats, "arena size is out of range");
 }
 
-int Program::add_buffer(Buffer::Kind kind, int64_t offset, int64_t size, int64_t stride, int64_t turns) {
-  for (int64_t v : {offset, size, stride}) require(v >= 0 && v <= kMaxFloats, "buffer is out of range");
+int Program::add_buffer(Buffer::Kind kind, int64_t offset, int64_t size, int64_t stride, int64_t turns,
+                        int64_t bands, int64_t band) {
+  for (int64_t v : {offset, size, stride, band}) require(v >= 0 && v <= kMaxFloats, "buffer is out of range");
   require(turns >= 1 && turns <= kMaxTurns, "turns must lie in [1, 2^20]");
-  const int64_t end = offset + stride * (turns - 1) + size;
+  require(bands >= 1 && bands <= kMaxBands, "bands must lie in [1, 4096]");
+  require(bands == 1 || (kind == Buffer::kArena && stride == 0 && band >= size),
+          "bands must lie apart in the arena");
+  const int64_t end = offset + stride * (turns - 1) + band * (bands - 1) + size;
   if (kind == Buffer::kArena) {
-    require(offset % kLineFloats == 0, "buffer offsets must be multiples of 16 floats");
+    require(offset % kLineFloats == 0 && band % kLineFloats == 0,
+            "buffer offsets must be multiples of 16 floats");
     require(end <= arena_floats_, "buffer does not fit into the arena");
   } else if (kind == Buffer::kInput) {
     input_needed_ = std::max(input_needed_, end);
   } else {
     output_needed_ = std::max(output_needed_, end);
   }
-  buffers_.push_back({kind, offset, size, stride});
+  buffers_.push_back({kind, offset, size, stride, bands, band});
   turns_.push_back(stride > 0 ? turns : kMaxTurns);
   return static_cast<int>(buffers_.size()) - 1;
 }
@@ -75,10 +83,15 @@ void Program::add_loop(size_t first, int64_t turns) {
   loops_.push_back({first, steps_.size(), turns});
 }
 
-const Buffer& Program::buffer(int id, int64_t needed) const {
-  require(id >= 0 && static_cast<size_t>(id) < buffers_.size(), "no such buffer");
+const Buffer& Program::buffer(int id, int64_t needed, int64_t bands) const {
+  require(bands == this->bands(id), "a step does not fit its buffer's bands");
   require(needed >= 0 && needed <= buffers_[id].size, "a step does not fit its buffer");
   return buffers_[id];
+}
+
+int64_t Program::bands(int id) const {
+  require(id >= 0 && static_cast<size_t>(id) < buffers_.size(), "no such buffer");
+  return buffers_[id].bands;
 }
 
 int64_t Program::scratch_floats() const {
@@ -151,20 +164,25 @@ void Program::run(Context& context, size_t first, size_t last, const float* inpu
 void Program::run_steps(const Frame& frame, size_t first, size_t last, size_t counter) const {
   const int threads = frame.context->threads();
   const int self = omp_get_thread_num();
+  const int team = omp_get_num_threads();  // it may be smaller than was asked for
   float* scratch = frame.context->scratch(self);
   for (size_t s = first; s < last; ++s, ++counter) {
     const NativeStep& step = *steps_[s];
     const int64_t items = step.items(threads);
     // Small items are taken several at a time. Every thread begins with the same share of the items in every
-    // step, which then mostly reads what this thread's core has written; who is done helps the others.
+    // step, which then mostly reads and writes lines in this thread's own core. Who is done helps those who
+    // are clearly behind; the last items of a share are cheaper where their lines are.
     const int64_t chunk = std::max<int64_t>(1, items / (threads * int64_t{16}));
     for (int helped = 0; helped < threads; ++helped) {
       const int owner = (self + helped) % threads;
       const int64_t begin = items * owner / threads, end = items * (owner + 1) / threads;
+      const bool absent = owner >= team, own = helped == 0;
+      const int64_t spared = own || absent ? 0 : std::max<int64_t>(1, (end - begin) / kSparedShare);
       std::atomic<int64_t>& taken = frame.context->counter(owner, counter);
-      if (begin + taken.load(std::memory_order_relaxed) >= end) continue;
-      for (int64_t i; (i = begin + taken.fetch_add(chunk, std::memory_order_relaxed)) < end;)
+      while (begin + taken.load(std::memory_order_relaxed) < end - spared) {
+        const int64_t i = begin + taken.fetch_add(chunk, std::memory_order_relaxed);
         for (int64_t j = i; j < std::min(end, i + chunk); ++j) step.run(j, threads, frame, scratch);
+      }
     }
 #pragma omp barrier
   }

@@ -17,8 +17,9 @@ namespace finepruning {
 struct Buffer {
   enum Kind : int { kArena, kInput, kOutput };
   Kind kind;
-  int64_t offset, size;  // floats
+  int64_t offset, size;  // floats; of each band
   int64_t stride;        // floats that a turn of a loop moves it by
+  int64_t bands, band;   // how many, and floats from each to the next
 };
 
 // Steps [first, last) that run `turns` times over: a chunk of the images at a time, so that what one step
@@ -83,11 +84,15 @@ class Program {
   explicit Program(int64_t arena_floats);
 
   // With a stride, the buffer is a window that moves by it in each of `turns` turns of the loop that uses it.
-  int add_buffer(Buffer::Kind kind, int64_t offset, int64_t size, int64_t stride = 0, int64_t turns = 1);
+  // `bands` of `size` floats each may lie `band` floats apart in the arena.
+  int add_buffer(Buffer::Kind kind, int64_t offset, int64_t size, int64_t stride = 0, int64_t turns = 1,
+                 int64_t bands = 1, int64_t band = 0);
   // The steps added from `first` on, up to now, run `turns` times. Loops follow each other in order.
   void add_loop(size_t first, int64_t turns);
   void add_step(std::unique_ptr<NativeStep> step) { steps_.push_back(std::move(step)); }
-  const Buffer& buffer(int id, int64_t needed) const;
+  // A buffer that holds `needed` floats in each of so many bands.
+  const Buffer& buffer(int id, int64_t needed, int64_t bands = 1) const;
+  int64_t bands(int id) const;  // of a buffer
   // Throws std::invalid_argument unless the context was acquired from this program as it is now.
   void check(const Context& context) const;
 
@@ -132,10 +137,18 @@ void add_conv(Program& program, int source, int target, std::shared_ptr<const Pa
 // Fully connected layer on `images` single rows, x gathered.
 void add_gather(Program& program, int source, int target, const Isa& isa, const CsrView& csr, int64_t columns,
                 Finish finish, int64_t images);
-void add_pool(Program& program, int source, int target, const Isa& isa, const PoolArgs& args, int64_t planes,
-              bool lanes);
+// The maps that a pool reads and writes. images: vectors of them in lanes.
+struct PoolMaps {
+  int64_t images, channels;
+  bool lanes;
+  Bands source, result;
+};
+void add_pool(Program& program, int source, int target, const Isa& isa, const PoolArgs& args,
+              const PoolMaps& maps);
+// n: of each band of the target's. So for copies, too.
 void add_elementwise(Program& program, int a, int b, int target, const Isa& isa, int64_t n, Binary op,
                      Activation activation);
+// a: [images][channels][n] in each of its bands, b: [images][channels]
 void add_broadcast(Program& program, int a, int b, int target, const Isa& isa, int64_t images,
                    int64_t channels, int64_t n, bool lanes, Binary op, Activation activation);
 // Copies n floats an image; image i goes to i * target_stride + target_offset.

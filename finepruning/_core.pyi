@@ -21,8 +21,10 @@ class PackedConv:
     the output is max-pooled over 2x2 windows ("lanes" and "rows"; "planar" may leave it undone). ``tile``
     (rows, columns in vectors) and ``block_units`` force what the cost model would choose; zeros leave it the
     choice. ``threads``: that share an image (or a vector of images in lanes), which the choice heeds; any
-    number may run the result. ``values``: "float32", "bfloat16" or "float16", the latter two as their bits in
-    an array of uint16; they are kept in 16 bits.
+    number may run the result. ``source_band``: rows of the bands that the input lies in, zero if it lies
+    whole; ``banded``: the output goes to the `bands` of those threads (both for "planar", "rows" and "flat"
+    only). ``values``: "float32", "bfloat16" or "float16", the latter two as their bits in an array of uint16;
+    they are kept in 16 bits.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class PackedConv:
         block_units: int = 0,
         values: str = "float32",
         threads: int = 1,
+        source_band: int = 0,
+        banded: bool = False,
     ) -> None: ...
     @property
     def kernel(self) -> str: ...
@@ -77,10 +81,20 @@ class Program:
     """Native steps over one arena. Sizes and offsets count floats."""
 
     def __init__(self, arena_floats: int) -> None: ...
-    def buffer(self, kind: str, offset: int, size: int, stride: int = 0, turns: int = 1) -> int:
+    def buffer(
+        self,
+        kind: str,
+        offset: int,
+        size: int,
+        stride: int = 0,
+        turns: int = 1,
+        bands: int = 1,
+        band: int = 0,
+    ) -> int:
         """A part of the arena, or of the caller's "input" or "output"; returns its id.
 
-        With a ``stride`` it moves on by so many floats in every one of ``turns`` turns of its loop.
+        With a ``stride`` it moves on by so many floats in every one of ``turns`` turns of its loop. It may
+        consist of ``bands`` of ``size`` floats each, from one to the next of which it is ``band`` floats.
         """
 
     def loop(self, first: int, turns: int) -> None:
@@ -123,12 +137,16 @@ class Program:
         stride: tuple[int, int],
         padding: tuple[int, int],
         dilation: tuple[int, int] = (1, 1),
-        planes: int,
+        images: int,
+        channels: int,
+        bands: tuple[int, int] = (0, 0),
         lanes: bool,
         maximum: bool,
         count_include_pad: bool = True,
         divisor: int = 0,
-    ) -> None: ...
+    ) -> None:
+        """``bands``: rows of the bands of the input and of the output; zero for what lies whole."""
+
     def elementwise(
         self, a: int, b: int, target: int, *, n: int, op: str = "add", activation: str = "none"
     ) -> None: ...
@@ -164,7 +182,13 @@ class Program:
         """Run steps [first, last) without the GIL; ``output`` is written in place."""
 
     def view(self, context: Context, buffer: int) -> NDArray[np.float32]:
-        """The floats of an arena buffer, sharing memory."""
+        """The floats of an arena buffer, sharing memory: [size], or [bands, size] where it has several."""
+
+def bands(size: tuple[int, int], *, threads: int) -> tuple[int, int, int]:
+    """How a map that so many threads share is cut: rows of a band, bands, and floats of a plane of a band.
+
+    A band lies [channel][plane], and planes begin with a cache line.
+    """
 
 def kernels() -> list[Kernel]:
     """Every kernel that this build has and this machine can run."""

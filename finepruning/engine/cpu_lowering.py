@@ -10,7 +10,7 @@ from typing import Any
 from finepruning import _core
 from finepruning.engine.cpu_lowering_maps import MapLowering
 from finepruning.engine.cpu_schedule import in_lanes, outliving
-from finepruning.engine.cpu_tape import LANED, PLANAR, Buffer, Storage, lane_blocks
+from finepruning.engine.cpu_tape import BANDED, LANED, PLANAR, Bands, Buffer, Storage, lane_blocks
 from finepruning.engine.cpu_weights import csr_arrays, geometry, packed_conv, reads_every_nth, unstrided
 from finepruning.engine.plan import Plan, Step
 from finepruning.sparse.csr import CSR
@@ -35,7 +35,7 @@ class Lowering(MapLowering):
         See `finepruning.engine.cpu_schedule`. ``why_dense``: reasons, by names of steps.
         ``threads``: that will most likely run it, for the choice of tiles.
         """
-        super().__init__(plan)
+        super().__init__(plan, 1 if in_lanes(plan.batch) else max(1, threads // plan.batch))
         self._why_dense = why_dense or {}
         self._threads = threads
         if chunk is not None:
@@ -113,34 +113,62 @@ class Lowering(MapLowering):
         shape = self._value(step.inputs[0]).shape
         if len(shape) != 4:
             return False
-        layout = LANED if in_lanes(shape[0]) and not self.looping else PLANAR
         pool = self._pool_of(step)
-        images = lane_blocks(shape[0]) if layout == LANED else shape[0]
-        described = geometry(step, shape)
-        source = None
-        if layout == PLANAR and reads_every_nth(described):
-            source = self._every_nth(step, described)
-            described = unstrided(described)
-        packed = packed_conv(
-            weight,
-            mapping=layout,
-            pooled=pool is not None,
-            threads=max(1, self._threads // images),
-            **described,
-        )
-        self._emit_conv(step, layout, packed, images, pool if packed.pooled else None, source)
+        if in_lanes(shape[0]) and not self.looping:
+            images = lane_blocks(shape[0])
+            packed = packed_conv(
+                weight,
+                mapping=LANED,
+                pooled=pool is not None,
+                threads=max(1, self._threads // images),
+                **geometry(step, shape),
+            )
+            self._emit_conv(step, LANED, packed, images, pool if packed.pooled else None)
+        else:
+            packed = self._planar_conv(step, weight, pool)
         self._report(step, packed.kernel, packed.nbytes)
         return True
 
-    def _every_nth(self, step: Step, described: Mapping[str, Any]) -> Buffer:
-        """The positions that a strided pointwise convolution reads, as a map of their own.
+    def _planar_conv(self, step: Step, weight: CSR, pool: Step | None) -> _core.PackedConv:
+        shape = self._value(step.inputs[0]).shape
+        described = geometry(step, shape)
+        read = BANDED if self.tape.has(step.inputs[0], BANDED) else PLANAR
+        source, band = None, self._band_rows(step.inputs[0], read)
+        if reads_every_nth(described):
+            source, band = self._every_nth(step, described, read)
+            described = unstrided(described)
+        written = [step.output, *([pool.output] if pool else [])]
+        banded = all(self._in_bands(name) for name in written)
+        packed = packed_conv(
+            weight,
+            mapping=PLANAR,
+            pooled=pool is not None,
+            threads=max(1, self._threads // shape[0]),
+            source_band=band,
+            banded=banded,
+            **described,
+        )
+        layout = BANDED if banded else PLANAR
+        self._emit_conv(
+            step,
+            layout,
+            packed,
+            shape[0],
+            pool if packed.pooled else None,
+            source or self.tape.need(step.inputs[0], read),
+        )
+        return packed
+
+    def _every_nth(self, step: Step, described: Mapping[str, Any], read: str) -> tuple[Buffer, int]:
+        """The positions that a strided pointwise convolution reads, as a map of their own; rows of its bands.
 
         Neighbours of the flattened output are then neighbours of the input, too, and fill any tile.
         """
         size = unstrided(described)["size"]
-        images = self._value(step.inputs[0]).shape[0]
-        planes = images * described["channels"]
-        target = Buffer(planes * math.prod(size))
+        images, channels = self._value(step.inputs[0]).shape[:2]
+        bands = Bands.of(channels, size, 1 if self.looping else self.tape.sharing)
+        source_rows = self._band_rows(step.inputs[0], read)
+        target = Buffer(images * bands.floats, bands=bands.count)
         self.tape.native(
             step.name,
             lambda p, ids: p.pool(
@@ -151,14 +179,16 @@ class Lowering(MapLowering):
                 kernel=(1, 1),
                 stride=described["stride"],
                 padding=(0, 0),
-                planes=planes,
+                images=images,
+                channels=channels,
+                bands=(source_rows, bands.rows),
                 lanes=False,
                 maximum=True,
             ),
-            self.tape.need(step.inputs[0], PLANAR),
+            self.tape.need(step.inputs[0], read),
             target,
         )
-        return target
+        return target, bands.rows
 
     def _pool_of(self, step: Step) -> Step | None:
         """The maximum over 2x2 windows that takes this convolution's result and is all that does."""
@@ -185,7 +215,7 @@ class Lowering(MapLowering):
         pool: Step | None = None,
         source: Buffer | None = None,
     ) -> None:
-        """``source``: the step's input where that is not the value of its name."""
+        """``layout``: of the residual and the result; of the input too unless ``source`` is given."""
         buffers = [source or self.tape.need(step.inputs[0], layout)]
         if step.residual is not None:
             buffers.append(self.tape.need(step.residual, layout))

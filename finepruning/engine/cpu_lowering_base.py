@@ -7,17 +7,21 @@ import math
 import torch
 
 from finepruning.engine.cpu_fallback import step_filler, step_runner
-from finepruning.engine.cpu_tape import LANED, PLANAR, Buffer, Call, Storage, Tape
+from finepruning.engine.cpu_tape import BANDED, LANED, PLANAR, Bands, Buffer, Call, Storage, Tape
 from finepruning.engine.plan import Plan, Step, StepReport, Value
 from finepruning.sparse.csr import CSR
+
+# Operations that read maps in bands.
+_READ_BANDS = {"conv2d", "max_pool2d", "avg_pool2d", "add", "mul", "identity", "concat"}
 
 
 class LoweringBase:
     """A plan, the tape it becomes, and a report for each step."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, sharing: int = 1) -> None:
+        """``sharing``: threads that share an image."""
         self.plan = plan
-        self.tape = Tape()
+        self.tape = Tape(sharing)
         self.reports: list[StepReport] = []
         self.looping = False  # over chunks of the batch
         self.tape.storage[plan.input] = self._input_storage(plan)
@@ -52,9 +56,37 @@ class LoweringBase:
 
     def _layout(self, *names: str) -> str:
         """The layout in which the inputs are at hand; planar when they differ."""
-        shared = all(self.tape.has(name, LANED) for name in names)
-        planar = all(self.tape.has(name, PLANAR) for name in names)
-        return LANED if shared and not planar else PLANAR
+        for layout in (PLANAR, BANDED, LANED):
+            if all(self.tape.has(name, layout) for name in names):
+                return layout
+        return PLANAR
+
+    def _result_layout(self, step: Step, *names: str) -> str:
+        """The same for a step whose result lies as its inputs do, and to which its residual is added."""
+        layout = self._layout(*names)
+        banded = layout == BANDED and step.residual is not None
+        return PLANAR if banded and not self.tape.has(step.residual or "", BANDED) else layout
+
+    def _in_bands(self, name: str) -> bool:
+        """Whether a planar map that is about to be made should lie in bands, as all that reads it can."""
+        value = self._value(name)
+        if self.looping or self.tape.sharing == 1 or name == self.plan.output:
+            return False
+        if len(value.shape) != 4 or value.shape[0] != self.plan.batch:
+            return False
+        if Bands.of(value.shape[1], (value.shape[2], value.shape[3]), self.tape.sharing).count == 1:
+            return False
+        producer = next(step for step in self.plan.steps if step.output == name)
+        added = producer.residual
+        if added is not None and (added not in self.tape.storage or not self.tape.has(added, BANDED)):
+            return False
+        readers = [step for step in self.plan.steps if name in (*step.inputs, step.residual)]
+        return all(step.op in _READ_BANDS and not isinstance(step.weight, torch.Tensor) for step in readers)
+
+    def _band_rows(self, name: str, layout: str) -> int:
+        """Rows of the value's bands in this layout; 0 if it lies whole."""
+        bands = self.tape.storage[name].bands
+        return bands.rows if layout == BANDED and bands is not None else 0
 
     def _after(self, step: Step, layout: str, *, residual: bool, activation: bool) -> None:
         """Adds what the kernel could not fuse, in place."""

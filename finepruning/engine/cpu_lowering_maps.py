@@ -7,7 +7,7 @@ from typing import Any
 
 from finepruning import _core
 from finepruning.engine.cpu_lowering_base import LoweringBase
-from finepruning.engine.cpu_tape import LANED, PLANAR, Storage, lane_blocks
+from finepruning.engine.cpu_tape import BANDED, LANED, PLANAR, Storage, lane_blocks
 from finepruning.engine.plan import Step
 
 
@@ -23,18 +23,21 @@ class MapLowering(LoweringBase):
             self._report(step, "fused")
             return True
         attrs = step.attrs
-        layout = self._layout(step.inputs[0])
-        source = self.tape.need(step.inputs[0], layout)
-        _, target = self.tape.new(result, layout)
+        read = layout = self._layout(step.inputs[0])
+        if layout != LANED:
+            layout = BANDED if self._in_bands(step.output) else PLANAR
+        source = self.tape.need(step.inputs[0], read)
+        storage, target = self.tape.new(result, layout)
         lanes = layout == LANED
-        planes = (lane_blocks(value.shape[0]) if lanes else value.shape[0]) * value.shape[1]
         arguments: dict[str, Any] = {
             "size": tuple(value.shape[2:]),
             "out": tuple(result.shape[2:]),
             "kernel": tuple(attrs["kernel"]),
             "stride": tuple(attrs["stride"]),
             "padding": tuple(attrs["padding"]),
-            "planes": planes,
+            "images": lane_blocks(value.shape[0]) if lanes else value.shape[0],
+            "channels": value.shape[1],
+            "bands": (self._band_rows(step.inputs[0], read), storage.bands.rows if storage.bands else 0),
             "lanes": lanes,
             "maximum": maximum,
         }
@@ -71,9 +74,12 @@ class MapLowering(LoweringBase):
         per_channel = len(first) == 4 and second == (*first[:2], 1, 1)
         if second != first and not per_channel:
             return False
-        layout = self._layout(a, b) if not per_channel else self._layout(a)
-        sources = self.tape.need(a, layout), self.tape.need(b, layout)
-        _, target = self.tape.new(result, layout)
+        layout = self._result_layout(step, *([a] if per_channel else [a, b]))
+        sources = (
+            self.tape.need(a, layout),
+            self.tape.need(b, PLANAR if per_channel and layout == BANDED else layout),
+        )
+        storage, target = self.tape.new(result, layout)
         activation = "none" if step.residual else step.activation or "none"
         if second == first:
             self.tape.native(
@@ -87,13 +93,14 @@ class MapLowering(LoweringBase):
         else:
             lanes = layout == LANED
             images = lane_blocks(first[0]) if lanes else first[0]
+            n = storage.bands.pitch if storage.bands else first[2] * first[3]
             self.tape.native(
                 step.name,
                 lambda p, ids: p.broadcast(
                     *ids,
                     images=images,
                     channels=first[1],
-                    n=first[2] * first[3],
+                    n=n,
                     lanes=lanes,
                     op=op,
                     activation=activation,
@@ -110,7 +117,7 @@ class MapLowering(LoweringBase):
             self.tape.storage[step.output] = self.tape.storage[step.inputs[0]]
             self._report(step, "view")
             return True
-        layout = self._layout(step.inputs[0])
+        layout = self._result_layout(step, step.inputs[0])
         source = self.tape.need(step.inputs[0], layout)
         _, target = self.tape.new(self._value(step.output), layout)
         activation = "none" if step.residual else step.activation or "none"
@@ -127,9 +134,10 @@ class MapLowering(LoweringBase):
     def _view(self, step: Step) -> bool:
         storage = self.tape.storage[step.inputs[0]]
         shape = self._value(step.output).shape
+        in_bands = BANDED in storage.buffers  # of which another shape can make nothing
         if step.activation is not None or step.residual is not None or not shape:
             return False
-        if shape[0] != storage.images or not storage.buffers:
+        if shape[0] != storage.images or not storage.buffers or in_bands:
             buffer = self.tape.need(step.inputs[0], PLANAR)
             storage = Storage(shape[0], math.prod(shape[1:]), {PLANAR: buffer})
         self.tape.storage[step.output] = storage
@@ -139,12 +147,16 @@ class MapLowering(LoweringBase):
     def _concat(self, step: Step) -> bool:
         result = self._value(step.output).shape
         dim = step.attrs["dim"] % len(result)
-        layout = self._layout(*step.inputs) if dim > 0 else PLANAR
+        layout = self._result_layout(step, *step.inputs) if dim > 0 else PLANAR
+        if layout == BANDED and dim != 1:
+            layout = PLANAR
         lanes = layout == LANED
         sources = [self.tape.need(name, layout) for name in step.inputs]
-        _, target = self.tape.new(self._value(step.output), layout)
+        storage, target = self.tape.new(self._value(step.output), layout)
         outer = math.prod(result[1:dim]) * (lane_blocks(result[0]) if lanes else result[0]) if dim > 0 else 1
         inner = math.prod(result[dim + 1 :]) * (_core.lanes() if lanes else 1)
+        if storage.bands:
+            inner = storage.bands.pitch
         stride = result[dim] * inner
         offset = 0
         for name, source in zip(step.inputs, sources, strict=True):

@@ -3,6 +3,10 @@
 Layouts: "planar" is PyTorch's own order, one image after the other. "lanes" puts so many images
 side by side as a vector of the instruction set holds (16, 8 or 4):
 ``[images / lanes][channels][height][width][lanes]``, lanes without an image hold zeros or stale numbers.
+"bands" is for threads that share an image: the map is cut into bands of rows, each of them
+``[images][channels][rows of a band]``, and each plane of a band is filled up to whole cache lines with stale
+numbers. The same bands of all maps share a part of the arena, so that a thread works on lines that hardly any
+other touches.
 """
 
 from __future__ import annotations
@@ -15,11 +19,12 @@ import torch
 from torch import Tensor
 
 from finepruning import _core
-from finepruning.engine.cpu_arena import Slot, place
+from finepruning.engine.cpu_arena import ALIGNMENT, Slot, place
 from finepruning.engine.plan import Value
 
 PLANAR = "planar"
 LANED = "lanes"
+BANDED = "bands"
 
 Emit = Callable[[_core.Program, Sequence[int]], None]
 
@@ -34,7 +39,7 @@ class Buffer:
     """Floats in the arena, or the caller's input or output.
 
     Attributes:
-        size: floats. kind: "arena", "input" or "output".
+        size: floats, of each of its ``bands``. kind: "arena", "input" or "output".
         whole: what this is a window of, which moves on by its size in every turn of the loop.
         turns: of that loop; a window of the caller's input has them without a ``whole``.
     """
@@ -43,6 +48,27 @@ class Buffer:
     kind: str = "arena"
     whole: Buffer | None = None
     turns: int = 1
+    bands: int = 1
+
+
+@dataclass(frozen=True)
+class Bands:
+    """How a map of ``channels`` and ``size`` is cut into bands: their rows and count, floats of a plane."""
+
+    channels: int
+    size: tuple[int, int]
+    rows: int
+    count: int
+    pitch: int
+
+    @classmethod
+    def of(cls, channels: int, size: tuple[int, int], threads: int) -> Bands:
+        return cls(channels, size, *_core.bands(size, threads=threads))
+
+    @property
+    def floats(self) -> int:
+        """Of a band of one image."""
+        return self.channels * self.pitch
 
 
 @dataclass(eq=False)
@@ -53,8 +79,12 @@ class Storage:
     floats: int  # per image
     buffers: dict[str, Buffer] = field(default_factory=dict)
     tensor: str | None = None  # name under which the call's tensors hold it
+    bands: Bands | None = None  # of its buffer in bands
 
     def size(self, layout: str) -> int:
+        if layout == BANDED:
+            assert self.bands is not None
+            return self.images * self.bands.floats
         images = lane_blocks(self.images) * _core.lanes() if layout == LANED else self.images
         return images * self.floats
 
@@ -90,7 +120,9 @@ Operation = Native | Call
 class Tape:
     """Collects operations, then places their buffers and emits the native program."""
 
-    def __init__(self) -> None:
+    def __init__(self, sharing: int = 1) -> None:
+        """``sharing``: threads that share an image, for the layout in bands."""
+        self.sharing = sharing
         self.operations: list[Operation] = []
         self.loop: tuple[int, int] | None = None  # so many operations from the first on run so many times
         self.storage: dict[str, Storage] = {}
@@ -98,7 +130,11 @@ class Tape:
     def new(self, value: Value, layout: str) -> tuple[Storage, Buffer]:
         """Storage for a value that a native step is about to produce."""
         storage = Storage(value.shape[0] if value.shape else 1, math.prod(value.shape[1:]))
-        storage.buffers[layout] = Buffer(storage.size(layout))
+        if layout == BANDED:
+            storage.bands = Bands.of(value.shape[1], (value.shape[2], value.shape[3]), self.sharing)
+        storage.buffers[layout] = Buffer(
+            storage.size(layout), bands=storage.bands.count if storage.bands else 1
+        )
         self.storage[value.name] = storage
         return storage, storage.buffers[layout]
 
@@ -106,14 +142,18 @@ class Tape:
         self.operations.append(Native(name, buffers, emit))
 
     def need(self, name: str, layout: str) -> Buffer:
-        """The value in this layout, converted on first use."""
+        """The value in this layout, converted on first use. Nothing is converted to bands."""
         storage = self.storage[name]
         if layout in storage.buffers:
             return storage.buffers[layout]
+        assert layout != BANDED
         if layout == LANED:
             source = self.need(name, PLANAR)
             target = Buffer(storage.size(LANED))
             self._transpose(f"{name}:lanes", source, target, storage, to_lanes=True)
+        elif BANDED in storage.buffers:
+            target = Buffer(storage.size(PLANAR))
+            self._join(f"{name}:planar", storage, target)
         elif LANED in storage.buffers:
             target = Buffer(storage.size(PLANAR))
             self._transpose(f"{name}:planar", storage.buffers[LANED], target, storage, to_lanes=False)
@@ -127,6 +167,30 @@ class Tape:
 
     def has(self, name: str, layout: str) -> bool:
         return layout in self.storage[name].buffers
+
+    def _join(self, name: str, storage: Storage, target: Buffer) -> None:
+        """Copies a map in bands to a whole one: windows of one element at every position."""
+        images, bands = storage.images, storage.bands
+        assert bands is not None
+        self.native(
+            name,
+            lambda p, ids: p.pool(
+                ids[0],
+                ids[1],
+                size=bands.size,
+                out=bands.size,
+                kernel=(1, 1),
+                stride=(1, 1),
+                padding=(0, 0),
+                images=images,
+                channels=bands.channels,
+                bands=(bands.rows, 0),
+                lanes=False,
+                maximum=True,
+            ),
+            storage.buffers[BANDED],
+            target,
+        )
 
     def _transpose(
         self, name: str, source: Buffer, target: Buffer, storage: Storage, *, to_lanes: bool
@@ -154,7 +218,11 @@ def build(tape: Tape) -> Built:
     """Place every buffer by its lifetime and emit the native steps."""
     looped, turns = tape.loop or (0, 1)
     slots = _slots(tape, looped)
-    program = _core.Program(place(list(slots.values())))
+    shared = place([slot for buffer, slot in slots.items() if buffer.bands == 1])
+    banded = place([slot for buffer, slot in slots.items() if buffer.bands > 1])
+    apart = -(-banded // ALIGNMENT) * ALIGNMENT  # the bands of one thread from those of the next
+    first_band = -(-shared // ALIGNMENT) * ALIGNMENT
+    program = _core.Program(first_band + tape.sharing * apart if banded else shared)
     ids: dict[Buffer, int] = {}
 
     def identify(buffer: Buffer) -> int:
@@ -162,6 +230,12 @@ def build(tape: Tape) -> Built:
             place_of = buffer.whole or buffer
             offset = slots[place_of].offset if place_of.kind == "arena" else 0
             stride = buffer.size if buffer.turns > 1 else 0
+            if buffer.bands > 1:
+                band = tape.sharing // buffer.bands * apart
+                ids[buffer] = program.buffer(
+                    place_of.kind, first_band + offset, buffer.size, bands=buffer.bands, band=band
+                )
+                return ids[buffer]
             ids[buffer] = program.buffer(place_of.kind, offset, buffer.size, stride, buffer.turns)
         return ids[buffer]
 

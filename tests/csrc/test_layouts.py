@@ -1,4 +1,4 @@
-"""Every layout of packed input with every register tile, whatever the cost model would choose."""
+"""Every layout of packed input, of maps whole and in bands, with every register tile."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from finepruning.engine.cpu_weights import csr_arrays
 from finepruning.sparse.csr import CSR
 
 ISAS = sorted({row["isa"] for row in _core.kernels()})
+LINE = 16  # floats
 MARGIN = 64  # floats around input and result that must stay as they were
 
 
@@ -62,6 +63,10 @@ def test_every_layout_and_tile(isa: str, mapping: str, data: st.DataObject) -> N
         expected = F.conv2d(x.double(), weight.double(), None, stride, padding, dilation, groups)
         if pooled:
             expected = F.max_pool2d(expected, 2)
+        # Not all maps are large enough for bands; those of the input may be any.
+        planar = mapping != "lanes"
+        threads, banded = draw(st.integers(1, 5)), planar and draw(st.booleans())
+        source_rows = draw(st.integers(0, size[0])) if planar else 0
         packed = _core.PackedConv(
             **csr_arrays(CSR.from_dense(weight)),
             channels=groups * channels,
@@ -76,31 +81,57 @@ def test_every_layout_and_tile(isa: str, mapping: str, data: st.DataObject) -> N
             pooled=pooled,
             tile=draw(st.sampled_from(tiles(isa, mapping, pooled))),
             block_units=draw(st.sampled_from([0, 1, 7])),
+            threads=threads,
+            source_band=source_rows,
+            banded=banded,
         )
-        found = run(packed, x, expected, lanes=mapping == "lanes")
+        rows, _, _ = _core.bands(tuple(expected.shape[2:]), threads=threads if banded else 1)
+        found = run(packed, x, expected, lanes=mapping == "lanes", rows=(source_rows or size[0], rows))
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def run(packed: _core.PackedConv, x: torch.Tensor, expected: torch.Tensor, *, lanes: bool) -> torch.Tensor:
-    """The convolution's result, from an input and into a result in NaN, whose margins must stay."""
-    line = 16
-    source_size, target_size = (-(-n.numel() // line) * line for n in (x, expected))
-    program = _core.Program(source_size + target_size + 2 * MARGIN)
-    source = program.buffer("arena", MARGIN, source_size)
-    target = program.buffer("arena", MARGIN + source_size, target_size)
-    whole = program.buffer("arena", 0, source_size + target_size + 2 * MARGIN)
-    program.conv(source, target, packed, images=1)
+def run(
+    packed: _core.PackedConv, x: torch.Tensor, expected: torch.Tensor, *, lanes: bool, rows: tuple[int, int]
+) -> torch.Tensor:
+    """The convolution's result, from an input and into a result in NaN; nothing else may be written.
+
+    ``rows``: of the bands of input and result.
+    """
+    source = Lying(x, lanes, rows[0], MARGIN)
+    target = Lying(expected, lanes, rows[1], source.end + MARGIN)
+    program = _core.Program(target.end + MARGIN)
+    whole = program.buffer("arena", 0, target.end + MARGIN)
+    program.conv(source.buffer(program), target.buffer(program), packed, images=1)
     context = program.acquire(1)
-    memory = program.view(context, whole)
-    memory[:] = np.nan
-    flat = x.flatten(1).T if lanes else x
-    memory[MARGIN : MARGIN + x.numel()] = flat.reshape(-1).numpy()
+    memory = torch.from_numpy(program.view(context, whole))
+    memory[:] = torch.nan
+    memory[source.at] = x
     nothing = np.zeros(0, np.float32)
     program.run(context, 0, len(program), nothing, nothing)
-    at = MARGIN + source_size
-    result = torch.from_numpy(memory[at : at + expected.numel()].copy())
-    assert np.isnan(memory[at + expected.numel() :]).all()
-    assert np.isnan(memory[:MARGIN]).all()
-    if not lanes:
-        return result.reshape(expected.shape)
-    return result.reshape(expected[0].numel(), -1).T.reshape(expected.shape)
+    result = memory[target.at].clone()
+    memory[source.at], memory[target.at] = torch.nan, torch.nan
+    assert memory.isnan().all()
+    return result
+
+
+class Lying:
+    """Where a tensor's elements lie in memory: in bands some floats apart, from ``begin`` on."""
+
+    def __init__(self, x: torch.Tensor, lanes: bool, rows: int, begin: int) -> None:
+        images, channels, height, width = x.shape
+        self.begin, self.bands = begin, -(-height // rows)
+        pitch = height * width if self.bands == 1 else up(rows * width)
+        self.size = channels * pitch * (images if lanes else 1)
+        self.apart = up(self.size) + LINE
+        self.end = begin + self.bands * self.apart
+        image, channel, y, column = torch.meshgrid(*map(torch.arange, x.shape), indexing="ij")
+        within = channel * pitch + y % rows * width + column
+        self.at = begin + y // rows * self.apart + (within * images + image if lanes else within)
+
+    def buffer(self, program: _core.Program) -> int:
+        return program.buffer("arena", self.begin, self.size, bands=self.bands, band=self.apart)
+
+
+def up(floats: int) -> int:
+    """To whole cache lines."""
+    return -(-floats // LINE) * LINE

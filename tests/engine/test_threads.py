@@ -120,3 +120,24 @@ def test_one_model_serves_several_python_threads_at_once(model: SparseModel) -> 
     assert len(results) == 4
     for found in results.values():
         assert all(torch.equal(a, b) for a, b in zip(found, expected * 5, strict=True))
+
+
+FEWER = """
+import torch
+from torch import nn
+from finepruning import SparseModel
+
+torch.manual_seed(0)
+net = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 3, padding=1)).eval()
+for layer in (net[0], net[2]):
+    layer.weight.data *= torch.rand_like(layer.weight) < 0.1
+torch.set_num_threads(6)
+model = SparseModel.from_dense(net, torch.zeros(1, 3, 40, 40))
+x = torch.randn(1, 3, 40, 40)
+torch.testing.assert_close(model(x), net(x))
+"""
+
+
+def test_a_team_smaller_than_asked_for_does_all_the_work() -> None:
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "2"}
+    subprocess.run([sys.executable, "-c", FEWER], check=True, env=environment)
