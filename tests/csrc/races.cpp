@@ -65,11 +65,13 @@ Finish finish(int64_t outputs, int residual = -1) {
 
 const ConvShape kConv{kChannels, kSide, kSide, kOutputs, 3, 3, 1, 1, 1, 1, 1, 1, 1};
 const ConvShape kMatrixShape{kSmall, 1, 1, 10, 1, 1, 1, 1, 0, 0, 1, 1, 1};
-const PoolArgs kPool{kSide, kSide, kPooled, kPooled, 2, 2, 2, 2, 0, 0, 1, 1, true, false, 0};
+const PoolArgs kPool{kSide, kSide, kPooled, kPooled, 2, 2, 2, 2, 0, 0, 1, 1, true, false, 0, 0, 0, 0, 0};
+const Bands kWhole{kSide, kSide, kSide}, kHalves{kSide, kSide, kSide / 2}, kResult{kPooled, kPooled, kPooled};
 
 std::shared_ptr<PackedConv> pack(const ConvShape& shape, const Weights& weights, Mapping mapping,
-                                 const Isa& isa, int64_t matrix_blocks = 1, bool pooled = false) {
-  return std::make_shared<PackedConv>(shape, weights.view(), mapping, isa, matrix_blocks, pooled, 2,
+                                 const Isa& isa, int64_t matrix_blocks = 1, bool pooled = false,
+                                 const MapBands& bands = {}) {
+  return std::make_shared<PackedConv>(shape, weights.view(), mapping, isa, matrix_blocks, pooled, 2, bands,
                                       PackedConv::Choice{});
 }
 
@@ -92,7 +94,7 @@ void in_lanes(Program& p, const Isa& isa, ValueType type, bool pooled) {
   if (!pooled) {
     add_broadcast(p, map, map, gated, isa, kPadded / isa.lanes, kOutputs, kSide * kSide, true, Binary::kMul,
                   Activation::kSilu);
-    add_pool(p, gated, small, isa, kPool, kPadded / isa.lanes * kOutputs, true);
+    add_pool(p, gated, small, isa, kPool, {kPadded / isa.lanes, kOutputs, true, kWhole, kResult});
   }
   add_conv(p, small, classes, pack(kMatrixShape, linear, Mapping::kMatrix, isa, kPadded / isa.lanes),
            finish(10), kPadded / isa.lanes);
@@ -117,10 +119,29 @@ void planar(Program& p, const Isa& isa, ValueType type, Mapping mapping) {
   add_conv(p, input, map, packed, finish(kOutputs), kChunk);
   add_conv(p, input, sum, packed, finish(kOutputs, map), kChunk);
   add_elementwise(p, sum, map, sum, isa, kChunk * kOut, Binary::kAdd, Activation::kHardswish);
-  add_pool(p, sum, small, isa, kPool, kChunk * kOutputs, false);
+  add_pool(p, sum, small, isa, kPool, {kChunk, kOutputs, false, kWhole, kResult});
   add_copy(p, small, window, kChunk, kSmall, 0, kSmall);
   p.add_loop(0, kTurns);
   add_gather(p, all, p.add_buffer(Buffer::kOutput, 0, kImages * 10), isa, linear.view(), kSmall, finish(10),
+             kImages);
+}
+
+// Maps in two bands: convolutions into them and from them, with a residual, elementwise work, pooling.
+void in_bands(Program& p, const Isa& isa, ValueType type, Mapping mapping) {
+  const Weights conv(kOutputs, kChannels * 9, type), next(kOutputs, kOutputs * 9, type);
+  const Weights linear(10, kSmall, type);
+  ConvShape second = kConv;
+  second.channels = kOutputs;
+  const int64_t band = kImages * kOutputs * kHalves.pitch();
+  const auto arena = [&](int64_t at) { return p.add_buffer(Buffer::kArena, at, band, 0, 1, 2, 2 * band); };
+  const int input = p.add_buffer(Buffer::kInput, 0, kImages * kIn), map = arena(0), sum = arena(band);
+  const int small = p.add_buffer(Buffer::kArena, 4 * band, kImages * kSmall);
+  add_conv(p, input, map, pack(kConv, conv, mapping, isa, 1, false, {0, true}), finish(kOutputs), kImages);
+  add_conv(p, map, sum, pack(second, next, mapping, isa, 1, false, {kHalves.rows, true}),
+           finish(kOutputs, map), kImages);
+  add_elementwise(p, sum, map, sum, isa, band, Binary::kAdd, Activation::kHardswish);
+  add_pool(p, sum, small, isa, kPool, {kImages, kOutputs, false, kHalves, kResult});
+  add_gather(p, small, p.add_buffer(Buffer::kOutput, 0, kImages * 10), isa, linear.view(), kSmall, finish(10),
              kImages);
 }
 
@@ -164,6 +185,8 @@ int main() {
       ok &= same(name, "lanes, pooled", [&](Program& p) { in_lanes(p, *isa, type, true); });
       ok &= same(name, "rows", [&](Program& p) { planar(p, *isa, type, Mapping::kRows); });
       ok &= same(name, "flat", [&](Program& p) { planar(p, *isa, type, Mapping::kFlat); });
+      ok &= same(name, "rows in bands", [&](Program& p) { in_bands(p, *isa, type, Mapping::kRows); });
+      ok &= same(name, "flat in bands", [&](Program& p) { in_bands(p, *isa, type, Mapping::kFlat); });
     }
   }
   return ok ? 0 : 1;
