@@ -68,6 +68,11 @@ struct BandCursor {
   void advance(const GatherArgs& g, int64_t y) {
     for (; y >= end; end += g.band_rows) base += step(g);
   }
+  // Of `count` rows that are read from row y on, those before the band's end.
+  int64_t inside(const GatherArgs& g, int64_t y, int64_t count) const {
+    if (y + (count - 1) * g.stride_h < end) return count;
+    return g.stride_h == 1 ? end - y : (end - y + g.stride_h - 1) / g.stride_h;
+  }
 };
 
 #if FINEPRUNING_MASKED_LOADS
@@ -93,8 +98,9 @@ inline void gather_rows_of(const GatherArgs& args) {
       for (BandCursor band = begin; r < rows.below;) {
         band.advance(g, iy);
         const float* from = band.base + unit.channel * g.pitch + iy * g.width + at;
-        for (; r < rows.below && iy < band.end; ++r, iy += g.stride_h, from += step, to += row_floats)
-          store(to, take.from(from));
+        const int64_t stop = r + band.inside(g, iy, rows.below - r);
+        iy += (stop - r) * g.stride_h;
+        for (; r < stop; ++r, from += step, to += row_floats) store(to, take.from(from));
       }
       for (; r < g.unit_rows; ++r, to += row_floats) store(to, V{});
     }
@@ -167,7 +173,9 @@ inline void gather_narrow(const GatherArgs& args, int64_t end) {
     for (BandCursor band = begin; r < inside.below;) {
       band.advance(g, iy);
       const float* from = band.base + unit.channel * g.pitch + iy * g.width + x;
-      for (; r < inside.below && iy < band.end; ++r, iy += g.stride_h, from += step) put(take.from(from));
+      const int64_t stop = r + band.inside(g, iy, inside.below - r);
+      iy += (stop - r) * g.stride_h;
+      for (; r < stop; ++r, from += step) put(take.from(from));
     }
     for (; r < rows; ++r) put(V{});
     if (tail > 0) copy_part(g, unit, to, oy + rows, 0, tail);

@@ -117,26 +117,28 @@ class PoolStep final : public NativeStep {
     args_.band = source.band;
   }
 
-  int64_t items(int threads) const override { return maps_.images * parts(threads).count() * maps_.channels; }
+  int64_t items(int threads) const override {
+    return maps_.images * parts(threads).count() * ceil_div(maps_.channels, channels_an_item(threads));
+  }
   int64_t scratch_floats() const override { return maps_.lanes ? 0 : kPoolRows * pool_row_floats(args_); }
 
   void run(int64_t item, int threads, const Frame& frame, float* scratch) const override {
-    const int64_t channel = item % maps_.channels;
     const Bands parts = this->parts(threads), &result = maps_.result;
-    const int64_t part = item / maps_.channels % parts.count();
-    const int64_t image = item / maps_.channels / parts.count();
+    const int64_t some = channels_an_item(threads), pieces = ceil_div(maps_.channels, some);
+    const int64_t first = item % pieces * some, part = item / pieces % parts.count();
+    const int64_t image = item / pieces / parts.count();
     PoolArgs args = args_;
     args.first = part * parts.rows;
     args.rows = parts.rows_of(part);
     const int64_t width = maps_.lanes ? isa_->lanes : 1;
-    const int64_t band = args.first / result.rows, plane = image * maps_.channels + channel;
-    const float* x = resolve(source_, frame) + plane * maps_.source.pitch() * width;
-    float* y = resolve(target_, frame) + band * target_.band +
-               (plane * result.pitch() + (args.first - band * result.rows) * result.width) * width;
-    if (maps_.lanes)
-      isa_->pool_lanes(x, y, args);
-    else
-      isa_->pool(x, y, args, scratch);
+    const int64_t band = args.first / result.rows, plane = image * maps_.channels + first;
+    const int64_t read = maps_.source.pitch() * width, written = result.pitch() * width;
+    const float* x = resolve(source_, frame) + plane * read;
+    float* y = resolve(target_, frame) + band * target_.band + plane * written +
+               (args.first - band * result.rows) * result.width * width;
+    const int64_t count = std::min(some, maps_.channels - first);
+    for (int64_t c = 0; c < count; ++c, x += read, y += written)
+      maps_.lanes ? isa_->pool_lanes(x, y, args) : isa_->pool(x, y, args, scratch);
   }
 
  private:
@@ -148,6 +150,14 @@ class PoolStep final : public NativeStep {
     return parts;
   }
 
+  // Small planes go several at a time, as long as every thread has some.
+  int64_t channels_an_item(int threads) const {
+    const int64_t width = maps_.lanes ? isa_->lanes : 1, floats = maps_.source.pitch() * width;
+    return std::clamp<int64_t>(maps_.images * maps_.channels / (kItemsAThread * threads), 1,
+                               std::max<int64_t>(1, kGrain / floats));
+  }
+
+  static constexpr int64_t kItemsAThread = 8;
   static constexpr int64_t kLeastPoolRows = 8;
   Buffer source_, target_;
   const Isa* isa_;
