@@ -107,8 +107,8 @@ class GatherStep final : public NativeStep {
   std::vector<uint32_t> begin_;   // [block][row], and each block's end
 };
 
-// An item is some rows of one plane, in the order in which neighbouring convolutions share out a map: image
-// by image, rows by rows, so that a thread finds what it wrote itself.
+// An item is some rows of one plane, or of several small ones, in the order in which neighbouring
+// convolutions share out a map: image by image, rows by rows, so that a thread finds what it wrote itself.
 class PoolStep final : public NativeStep {
  public:
   PoolStep(Buffer source, Buffer target, const Isa& isa, const PoolArgs& args, const PoolMaps& maps)
