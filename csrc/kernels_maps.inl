@@ -133,6 +133,23 @@ inline float pool_plane(const float* x, const PoolArgs& p) {
   return p.maximum ? result : result / divisor(p, 0, 0, p.height * p.width);
 }
 
+#if FINEPRUNING_MASKED_LOADS
+// Windows of one position: every STEP-th of a row.
+template <int STEP>
+inline void take_positions(const float* x, float* y, const PoolArgs& p) {
+  // One vector more takes what whole ones leave of a row.
+  const int64_t whole = p.width / STEP / VL * VL, left = p.out_width - whole;
+  const Take<STEP> all(0, STEP * VL, VL), rest(whole * STEP, p.width, left);
+  const First lanes = first_lanes(left);
+  PlaneRows plane(x, p);
+  for (int64_t oy = p.first; oy < p.first + p.rows; ++oy, y += p.out_width) {
+    const float* row = plane.at(oy * p.stride_h);
+    for (int64_t i = 0; i < whole; i += VL) storeu(y + i, all.from(row + i * STEP));
+    if (left > 0) store_first(lanes, y + whole, rest.from(row + whole * STEP));
+  }
+}
+#endif
+
 // Rows [p.first, p.first + p.rows), to `y`. First the rows of some windows, vector by vector, then their
 // columns: read back at once, a row would wait for its own stores.
 void pool(const float* x, float* y, const PoolArgs& p, float* scratch) {
@@ -143,6 +160,9 @@ void pool(const float* x, float* y, const PoolArgs& p, float* scratch) {
     return;
   }
   if (p.maximum && p.kernel_h == 1 && p.kernel_w == 1 && p.pad_h == 0 && p.pad_w == 0) {
+#if FINEPRUNING_MASKED_LOADS
+    if (p.stride_w == 2) return take_positions<2>(x, y, p);
+#endif
     PlaneRows plane(x, p);
     for (int64_t oy = p.first; oy < p.first + p.rows; ++oy, y += p.out_width)
       copy_run(y, plane.at(oy * p.stride_h), 0, p.stride_w, p.out_width, p.width, false);

@@ -151,6 +151,19 @@ def test_pooling_whole_maps(isa: str, size: tuple[int, int], batch: int) -> None
         torch.testing.assert_close(executor(x), expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.parametrize("width", [1, 2, 7, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65])
+@pytest.mark.parametrize("stride", [2, 3])
+def test_every_nth_position(isa: str, stride: int, width: int) -> None:
+    x = torch.randn(1, 3, 5, width, generator=torch.Generator().manual_seed(1))
+    x[0, 2, -1, -1] = float("nan")
+    attrs = {"kernel": (1, 1), "stride": (stride, stride), "padding": (0, 0), "ceil_mode": False}
+    expected = x[:, :, ::stride, ::stride]
+    step = Step("p", "max_pool2d", ("x",), "y", {**attrs, "dilation": (1, 1)})
+    executor = CpuExecutor(plan_of([step], {"x": x.shape, "y": expected.shape}))
+    poison(executor)
+    assert torch.equal(executor(x).nan_to_num(nan=7.0), expected.nan_to_num(nan=7.0))
+
+
 @pytest.mark.parametrize("batch", [1, 5, 16, 18])
 def test_every_native_map_step_in_one_network(isa: str, batch: int) -> None:
     """conv -> max pool -> (average pool, global gate) -> concat -> view -> linear, against PyTorch."""
