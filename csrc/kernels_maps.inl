@@ -21,29 +21,65 @@ inline float divisor(const PoolArgs& p, int64_t oy, int64_t ox, int64_t inside) 
 
 // The larger of two; NaN wins, as in torch.
 inline float larger(float a, float b) { return b > a || b != b ? b : a; }
+#if defined(__AVX512F__)
+inline V larger(V a, V b) {
+  const __m512 first = reinterpret_cast<__m512>(a), second = reinterpret_cast<__m512>(b);
+  const __m512 most = _mm512_max_ps(first, second);  // the second where either is NaN
+  return reinterpret_cast<V>(_mm512_mask_mov_ps(most, _mm512_cmp_ps_mask(first, first, _CMP_UNORD_Q), first));
+}
+#else
 inline V larger(V a, V b) { return ((b > a) | (b != b)) ? b : a; }
+#endif
 
-void pool_lanes(const float* x, float* y, const PoolArgs& p) {
+template <bool MAXIMUM>
+inline V pooled(V a, V b) {
+  if constexpr (MAXIMUM)
+    return larger(a, b);
+  else
+    return a + b;
+}
+
+// `rows` x `columns` vectors combined, which lie so many floats apart.
+template <bool MAXIMUM>
+inline __attribute__((always_inline)) V pool_window(const float* x, int64_t rows, int64_t columns,
+                                                    int64_t row_step, int64_t column_step) {
+  V result = splat(MAXIMUM ? -__builtin_inff() : 0.0f);
+  for (int64_t r = 0; r < rows; ++r, x += row_step) {
+    V row = load(x);
+    for (int64_t c = 1; c < columns; ++c) row = pooled<MAXIMUM>(row, load(x + c * column_step));
+    result = pooled<MAXIMUM>(result, row);
+  }
+  return result;
+}
+
+template <bool MAXIMUM>
+inline void pool_lanes_rows(const float* x, float* y, const PoolArgs& p) {
+  const int64_t row_step = p.dilation_h * p.width * VL, column_step = p.dilation_w * VL;
   for (int64_t oy = p.first; oy < p.first + p.rows; ++oy) {
     const int64_t iy = oy * p.stride_h - p.pad_h;
     int64_t y0, y1;
     window(iy, p.kernel_h, p.dilation_h, p.height, &y0, &y1);
-    for (int64_t ox = 0; ox < p.out_width; ++ox) {
+    const float* const row = x + (iy + y0 * p.dilation_h) * p.width * VL;
+    for (int64_t ox = 0; ox < p.out_width; ++ox, y += VL) {
       const int64_t ix = ox * p.stride_w - p.pad_w;
       int64_t x0, x1;
       window(ix, p.kernel_w, p.dilation_w, p.width, &x0, &x1);
-      const float scale = p.maximum ? 1.0f : 1.0f / divisor(p, oy, ox, (y1 - y0) * (x1 - x0));
-      V result = splat(p.maximum ? -__builtin_inff() : 0.0f);
-      for (int64_t ky = y0; ky < y1; ++ky) {
-        const float* row = x + ((iy + ky * p.dilation_h) * p.width + ix) * VL;
-        for (int64_t kx = x0; kx < x1; ++kx) {
-          const V v = load(row + kx * p.dilation_w * VL);
-          result = p.maximum ? larger(result, v) : result + v;
-        }
-      }
-      store(y + ((oy - p.first) * p.out_width + ox) * VL, p.maximum ? result : result * splat(scale));
+      const float* const from = row + (ix + x0 * p.dilation_w) * VL;
+      V result;
+      if (x0 == x1)
+        result = splat(MAXIMUM ? -__builtin_inff() : 0.0f);
+      else if (y1 - y0 == 3 && x1 - x0 == 3)  // unrolled
+        result = pool_window<MAXIMUM>(from, 3, 3, row_step, column_step);
+      else
+        result = pool_window<MAXIMUM>(from, y1 - y0, x1 - x0, row_step, column_step);
+      if (!MAXIMUM) result *= splat(1.0f / divisor(p, oy, ox, (y1 - y0) * (x1 - x0)));
+      store(y, result);
     }
   }
+}
+
+void pool_lanes(const float* x, float* y, const PoolArgs& p) {
+  p.maximum ? pool_lanes_rows<true>(x, y, p) : pool_lanes_rows<false>(x, y, p);
 }
 
 // The rows of a plane. Those of one band are found without a division.
@@ -68,8 +104,9 @@ class PlaneRows {
 };
 
 // The rows of a window combined into one.
+template <bool MAXIMUM>
 inline void pool_rows(PlaneRows& plane, const PoolArgs& p, int64_t oy, float* row) {
-  const float nothing = p.maximum ? -__builtin_inff() : 0.0f;
+  const float nothing = MAXIMUM ? -__builtin_inff() : 0.0f;
   const int64_t iy = oy * p.stride_h - p.pad_h, w = p.width;
   int64_t y0, y1;
   window(iy, p.kernel_h, p.dilation_h, p.height, &y0, &y1);
@@ -77,13 +114,18 @@ inline void pool_rows(PlaneRows& plane, const PoolArgs& p, int64_t oy, float* ro
   const float* const from = y0 < y1 ? plane.at(top) : nullptr;
   const bool one_band = plane.near(bottom);
   int64_t i = 0;
+  if (one_band && y1 - y0 == 3)  // unrolled
+    for (const int64_t step = p.dilation_h * w; i + VL <= w; i += VL) {
+      const float* at = from + i;
+      const V two = pooled<MAXIMUM>(loadu(at), loadu(at + step));
+      storeu(row + i, pooled<MAXIMUM>(two, loadu(at + 2 * step)));
+    }
   for (; i < w; i += VL) {
     const First lanes = first_lanes(imin(w - i, VL));
     V v = splat(nothing);
     for (int64_t ky = y0; ky < y1; ++ky) {
       const int64_t below = (ky - y0) * p.dilation_h;
-      const V u = load_first(lanes, (one_band ? from + below * w : plane.at(top + below)) + i);
-      v = p.maximum ? larger(v, u) : v + u;
+      v = pooled<MAXIMUM>(v, load_first(lanes, (one_band ? from + below * w : plane.at(top + below)) + i));
     }
     store_first(lanes, row + i, v);
   }
@@ -178,7 +220,10 @@ void pool(const float* x, float* y, const PoolArgs& p, float* scratch) {
   PlaneRows plane(x, p);
   for (int64_t done = 0; done < p.rows; done += kPoolRows) {
     const int64_t count = imin(p.rows - done, kPoolRows), oy = p.first + done;
-    for (int64_t r = 0; r < count; ++r) pool_rows(plane, p, oy + r, scratch + r * floats + p.pad_w);
+    for (int64_t r = 0; r < count; ++r) {
+      float* const row = scratch + r * floats + p.pad_w;
+      p.maximum ? pool_rows<true>(plane, p, oy + r, row) : pool_rows<false>(plane, p, oy + r, row);
+    }
     for (int64_t r = 0; r < count; ++r)
       pool_columns(scratch + r * floats, p, oy + r, y + (done + r) * p.out_width);
   }
@@ -281,13 +326,17 @@ inline void transpose4(const float* x, int64_t x_pitch, float* y, int64_t y_pitc
   *reinterpret_cast<QuadU*>(y + 3 * y_pitch) = __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7);
 }
 
+// Images often lie a multiple of a page apart, where the first-level cache keeps fewer lines than there are
+// images: what a line of one of them holds is used at once.
 void to_lanes(const float* x, float* y, int64_t images, int64_t pitch, int64_t n) {
   const int64_t quads = images / 4 * 4;
   int64_t i = 0;
-  for (; i + 4 <= n; i += 4) {
-    for (int64_t l = 0; l < quads; l += 4) transpose4(x + l * pitch + i, pitch, y + i * VL + l, VL);
+  for (; i + kLineFloats <= n; i += kLineFloats) {
+    for (int64_t l = 0; l < quads; l += 4)
+      for (int64_t j = i; j < i + kLineFloats; j += 4)
+        transpose4(x + l * pitch + j, pitch, y + j * VL + l, VL);
     for (int64_t l = quads; l < VL; ++l)
-      for (int64_t j = i; j < i + 4; ++j) y[j * VL + l] = l < images ? x[l * pitch + j] : 0.0f;
+      for (int64_t j = i; j < i + kLineFloats; ++j) y[j * VL + l] = l < images ? x[l * pitch + j] : 0.0f;
   }
   for (; i < n; ++i)
     for (int64_t l = 0; l < VL; ++l) y[i * VL + l] = l < images ? x[l * pitch + i] : 0.0f;
@@ -296,10 +345,12 @@ void to_lanes(const float* x, float* y, int64_t images, int64_t pitch, int64_t n
 void from_lanes(const float* x, float* y, int64_t images, int64_t pitch, int64_t n) {
   const int64_t quads = images / 4 * 4;
   int64_t i = 0;
-  for (; i + 4 <= n; i += 4) {
-    for (int64_t l = 0; l < quads; l += 4) transpose4(x + i * VL + l, VL, y + l * pitch + i, pitch);
+  for (; i + kLineFloats <= n; i += kLineFloats) {
+    for (int64_t l = 0; l < quads; l += 4)
+      for (int64_t j = i; j < i + kLineFloats; j += 4)
+        transpose4(x + j * VL + l, VL, y + l * pitch + j, pitch);
     for (int64_t l = quads; l < images; ++l)
-      for (int64_t j = i; j < i + 4; ++j) y[l * pitch + j] = x[j * VL + l];
+      for (int64_t j = i; j < i + kLineFloats; ++j) y[l * pitch + j] = x[j * VL + l];
   }
   for (; i < n; ++i)
     for (int64_t l = 0; l < images; ++l) y[l * pitch + i] = x[i * VL + l];
