@@ -9,7 +9,8 @@ Every call is a CUDA graph, so that no row pays for Python. ``median_ms`` is wit
 after a write larger than the L2 cache. What belongs together is timed in turns. Nothing is timed for a path
 whose output was wrong. A row that fails is kept with its error and the rest go on; the exit code is then 1.
 Rows come in order of interest, and when the time is up the rest is listed as not measured; ``--resume``
-measures what the file lacks, without the checks if they passed at the same commit. Kernels are compiled
+measures what the file lacks, without the checks if they passed at the same commit. All this runs in a process
+of its own: where rows end it, another one tries them once more and then goes on. Kernels are compiled
 ahead on all cores. Rows of torch.compile are listed as left out unless ``--compile`` asks for them.
 """
 
@@ -45,6 +46,7 @@ OURS = "finepruning"
 KEY = ("network", "density", "batch", "dtype", "peer")
 # Stands in the file while rows are measured, and stays where the process does not survive that.
 ENDED = "the process ended while this was measured"
+TRIES = 2  # of rows that end it
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,6 @@ def install(target: str) -> None:
 
 def run(options: argparse.Namespace, begun: float) -> int:
     """Measure all rows; 1 if any failed."""
-    if not torch.cuda.is_available():
-        print("gpu.py: PyTorch finds no CUDA device; --dry-run lists the rows", file=sys.stderr)
-        return 2
     import gpu_checks
     import gpu_networks
 
@@ -187,9 +186,12 @@ def run(options: argparse.Namespace, begun: float) -> int:
 
     print(f"ready after {elapsed():.0f} s", flush=True)
     name = torch.cuda.get_device_name()
-    path = Path(options.out or ROOT / "benchmarks/results" / f"cuda_{name.lower().replace(' ', '_')}.json")
-    done = previous(path) if options.resume else {}
-    if options.resume and checked(path):
+    path = result_path(options)
+    done = previous(path) if options.resume or options.restarted else {}
+    tried = tries(path) if options.resume or options.restarted else {}
+    if options.restarted:
+        failures = json.loads(path.read_text())["failed_checks"]
+    elif options.resume and checked(path):
         failures = []
         print("checks passed in the run that is resumed")
     else:
@@ -203,12 +205,12 @@ def run(options: argparse.Namespace, begun: float) -> int:
     for job in jobs(options):
         result["rows"] += left_out(job)
         out = {row["peer"] for row in left_out(job)}
-        wanted = [row for row in job.rows() if tuple(row[key] for key in KEY) not in done]
+        wanted = [row for row in job.rows() if key_of(row) not in done]
         wanted = [row for row in wanted if row["peer"] not in out]
         if not wanted:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        ended = [{**row, "error": ENDED} for row in wanted]
+        ended = [{**row, "error": ENDED, "tries": tried.get(key_of(row), 0) + 1} for row in wanted]
         path.write_text(json.dumps({**result, "rows": result["rows"] + ended}, indent=1) + "\n")
         if elapsed() > options.budget:
             rows = [{**row, "error": f"not measured: {options.budget:.0f} s are over"} for row in wanted]
@@ -223,6 +225,29 @@ def run(options: argparse.Namespace, begun: float) -> int:
     failed = sum("error" in row or "skipped" in row for row in result["rows"])
     print(f"{len(result['rows'])} rows, {failed} without a time, {elapsed():.0f} s: {path}")
     return 1 if failed or failures else 0
+
+
+def supervise(arguments: list[str], options: argparse.Namespace, begun: float) -> int:
+    """Run a process that measures, and another one where a signal ended it; the last one's exit code."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    path = result_path(options)
+    again, before = [], path.read_bytes() if path.exists() else None
+    while True:
+        left = max(options.budget - (time.monotonic() - begun), 0.0)
+        command = [sys.executable, "-X", "faulthandler", __file__, *arguments]
+        command += ["--worker", *again, f"--budget={left}"]
+        code = subprocess.run(command, env=environment).returncode
+        written = path.read_bytes() if path.exists() else None
+        if code >= 0 or written in (None, before):
+            return code if code >= 0 else 1
+        print(f"the process ended by signal {-code}; another one goes on", file=sys.stderr, flush=True)
+        again, before = ["--restarted"], written
+
+
+def result_path(options: argparse.Namespace) -> Path:
+    """Where the numbers go."""
+    name = torch.cuda.get_device_name().lower().replace(" ", "_")
+    return Path(options.out or ROOT / "benchmarks/results" / f"cuda_{name}.json")
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -243,17 +268,29 @@ def describe(device: str) -> dict[str, Any]:
     }
 
 
+def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a row from all others."""
+    return tuple(row[key] for key in KEY)
+
+
 def previous(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Rows of an earlier run that have a time or ended it; none where the file is missing or damaged."""
+    """Rows of an earlier run that have a time or ended it for good; none where the file is damaged."""
+    spent = {key for key, count in tries(path).items() if count >= TRIES}
+    return {key_of(row): row for row in stored(path) if row.get("median_ms") or key_of(row) in spent}
+
+
+def tries(path: Path) -> dict[tuple[Any, ...], int]:
+    """How often each row ended the process."""
+    return {key_of(row): row.get("tries", 1) for row in stored(path) if row.get("error") == ENDED}
+
+
+def stored(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file; none where it is missing or damaged."""
     try:
         rows = json.loads(path.read_text())["rows"]
-        return {
-            tuple(row[key] for key in KEY): row
-            for row in rows
-            if row.get("median_ms") or row.get("error") == ENDED
-        }
+        return [row for row in rows if key_of(row)]
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return []
 
 
 def checked(path: Path) -> bool:
@@ -309,10 +346,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="keep the rows that the file has; what ended the process is not tried again",
+        help="keep the rows that the file has; what ended the process twice is not tried again",
     )
     parser.add_argument("--out", help="where to write the JSON")
     parser.add_argument("--dry-run", action="store_true", help="list the rows and stop; needs no GPU")
+    # For the process that measures.
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--restarted", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.densities.sort(reverse=True)
     if options.dry_run:
@@ -323,11 +363,17 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(text(row) for row in rows + not_wanted))
         print(f"{len(rows)} rows to measure, {len(not_wanted)} left out")
         return 0
-    if options.no_build:
+    if not torch.cuda.is_available():
+        print("gpu.py: PyTorch finds no CUDA device; --dry-run lists the rows", file=sys.stderr)
+        return 2
+    if options.worker:
         return run(options, begun)
+    passed_on = sys.argv[1:] if arguments is None else arguments
+    if options.no_build:
+        return supervise(passed_on, options, begun)
     with tempfile.TemporaryDirectory() as target:
         install(target)
-        return run(options, begun)
+        return supervise(passed_on, options, begun)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def faked(gpu, monkeypatch):
 
 def _run(gpu, path, *arguments):
     common = ["--no-build", "--no-compile-ahead", "--out", str(path), "--batches", "1", "--dtypes", "float32"]
-    code = gpu.main([*common, *arguments])
+    code = gpu.main([*common, "--worker", *arguments])
     return code, json.loads(path.read_text())
 
 
@@ -114,19 +114,80 @@ def test_what_the_time_does_not_allow_is_listed_and_measured_on_resuming(faked, 
     assert all(row["median_ms"] == 1.0 for row in resumed["rows"] if "left_out" not in row)
 
 
-def test_what_ended_the_process_is_named_and_not_tried_again(faked, tmp_path, monkeypatch):
-    path, networks = tmp_path / "out.json", ("--networks", "alexnet", "--densities", "0.2")
-    with monkeypatch.context() as patched:
-        patched.setattr(faked, "measured", lambda *_: sys.exit("killed"))
-        with pytest.raises(SystemExit):
-            _run(faked, path, *networks)
-    ended = [row for row in json.loads(path.read_text())["rows"] if "error" in row]
-    assert {row["network"] for row in ended} == {"alexnet"}
-    assert {row["error"] for row in ended} == {"the process ended while this was measured"}
-    code, resumed = _run(faked, path, *networks, "--resume")
+ENDED = "the process ended while this was measured"
+
+
+def _supervise(gpu, monkeypatch, path, *arguments):
+    """Like `_run`, with the processes that measure in this one; also the arguments of each."""
+    started = []
+
+    def process(command, **more):
+        if "--worker" not in command:
+            return real(command, **more)
+        started.append(command[command.index(gpu.__file__) + 1 :])
+        try:
+            return SimpleNamespace(returncode=gpu.main(started[-1]))
+        except SystemExit:
+            return SimpleNamespace(returncode=-11)
+
+    real = gpu.subprocess.run
+    monkeypatch.setattr(gpu.subprocess, "run", process)
+    common = ["--no-build", "--no-compile-ahead", "--out", str(path), "--batches", "1", "--dtypes", "float32"]
+    return gpu.main([*common, "--networks", "alexnet", "--densities", "0.2", *arguments]), started
+
+
+def _fails(monkeypatch, gpu, times):
+    """The first ``times`` measurements of float32 networks end the process."""
+    measured, left = gpu.measured, [times]
+
+    def ends(job, networks):
+        if not job.linear and job.precision == "float32" and left[0] > 0:
+            left[0] -= 1
+            sys.exit("killed")
+        return measured(job, networks)
+
+    monkeypatch.setattr(gpu, "measured", ends)
+
+
+def test_rows_that_ended_the_process_are_tried_once_more_in_another(faked, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "out.json"
+    _fails(monkeypatch, faked, 1)
+    code, started = _supervise(faked, monkeypatch, path)
+    result = json.loads(path.read_text())
+    assert code == 1  # for the check that failed
+    assert result["failed_checks"] == ["bad: AssertionError: off by one"]
+    assert all(row["median_ms"] == 1.0 for row in result["rows"] if "left_out" not in row)
+    assert len(started) == 2
+    assert capsys.readouterr().out.count("CHECK FAILED") == 1
+
+
+def test_rows_that_end_every_process_are_named_and_the_others_measured(faked, tmp_path, monkeypatch):
+    path = tmp_path / "out.json"
+    _fails(monkeypatch, faked, 9)
+    code, started = _supervise(faked, monkeypatch, path)
+    rows = json.loads(path.read_text())["rows"]
     assert code == 1
-    assert [row for row in resumed["rows"] if "error" in row] == ended
-    assert sum(row.get("median_ms") == 1.0 for row in resumed["rows"]) > len(ended)
+    assert len(started) == 3
+    ended = [row for row in rows if "error" in row]
+    assert {(row["network"], row["error"], row["tries"]) for row in ended} == {("alexnet", ENDED, 2)}
+    assert sum(row.get("median_ms") == 1.0 for row in rows) > len(ended)
+    keys = [(row["network"], row["density"], row["peer"]) for row in rows]
+    assert len(keys) == len(set(keys))
+    _, resumed = _supervise(faked, monkeypatch, path, "--resume")
+    assert len(resumed) == 1  # they are not tried again
+    assert [row for row in json.loads(path.read_text())["rows"] if "error" in row] == ended
+
+
+@pytest.mark.parametrize("before", [None, '{"rows": [], "failed_checks": []}'])
+def test_a_process_that_ends_before_it_measures_is_not_started_again(faked, tmp_path, monkeypatch, before):
+    path = tmp_path / "out.json"
+    if before is not None:
+        path.write_text(before)
+    monkeypatch.setattr(sys.modules["gpu_checks"], "run", lambda **_: sys.exit("killed"))
+    code, started = _supervise(faked, monkeypatch, path)
+    assert code == 1
+    assert len(started) == 1
+    assert (path.read_text() if path.exists() else None) == before
 
 
 def test_what_is_left_out_is_listed_and_no_failure(faked, tmp_path, monkeypatch):
