@@ -151,6 +151,22 @@ def test_pooling_whole_maps(isa: str, size: tuple[int, int], batch: int) -> None
         torch.testing.assert_close(executor(x), expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.parametrize("batch", [1, 5, 16, 18])
+@pytest.mark.parametrize("size", [(5, 5), (7, 33), (17, 40)])
+@pytest.mark.parametrize(("stride", "padding"), [(2, 0), (2, 1), (1, 1)])
+def test_nan_survives_windows_of_3x3(
+    isa: str, stride: int, padding: int, size: tuple[int, int], batch: int
+) -> None:
+    x = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) < 0.02] = float("nan")
+    attrs = {"kernel": (3, 3), "stride": (stride, stride), "padding": (padding, padding), "ceil_mode": False}
+    expected = F.max_pool2d(x, 3, stride, padding)
+    step = Step("p", "max_pool2d", ("x",), "y", {**attrs, "dilation": (1, 1)})
+    executor = CpuExecutor(plan_of([step], {"x": x.shape, "y": expected.shape}))
+    poison(executor)
+    assert torch.equal(executor(x).nan_to_num(nan=99.0), expected.nan_to_num(nan=99.0))
+
+
 @pytest.mark.parametrize("width", [1, 2, 7, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65])
 @pytest.mark.parametrize("stride", [2, 3])
 def test_every_nth_position(isa: str, stride: int, width: int) -> None:
