@@ -1,5 +1,7 @@
 #include "isa.hpp"
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -9,16 +11,18 @@ namespace finepruning {
 
 #ifdef FINEPRUNING_X86
 extern const Isa kIsaAvx512;
+extern const Isa kIsaAvx512vl;
 extern const Isa kIsaAvx2;
 #endif
 extern const Isa kIsaPortable;
 
 const Isa* find_isa(const char* name) {
 #ifdef FINEPRUNING_X86
-  if (std::strcmp(name, "avx512") == 0)
+  const bool whole = std::strcmp(name, "avx512") == 0;
+  if (whole || std::strcmp(name, "avx512vl") == 0)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
-               ? &kIsaAvx512
+               ? (whole ? &kIsaAvx512 : &kIsaAvx512vl)
                : nullptr;
   if (std::strcmp(name, "avx2") == 0)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")
@@ -28,17 +32,62 @@ const Isa* find_isa(const char* name) {
   return std::strcmp(name, "portable") == 0 ? &kIsaPortable : nullptr;
 }
 
-const Isa& select_isa() {
-  if (const char* forced = std::getenv("FINEPRUNING_ISA"); forced != nullptr && *forced != '\0') {
-    const Isa* isa = find_isa(forced);
-    if (isa == nullptr)
-      throw std::invalid_argument("FINEPRUNING_ISA=" + std::string(forced) +
-                                  " is not available here; use avx512, avx2 or portable, or unset it");
-    return *isa;
+namespace {
+
+#ifdef FINEPRUNING_X86
+// Whether the machine computes more with whole vectors of AVX-512 than with halves: some processors split
+// them (Zen 4), or have one unit for them and two for halves. Rates differ by two or not at all; the best of
+// many short runs tells these apart on a busy machine, too.
+bool wide_arithmetic() {
+  constexpr int kRuns = 16;
+  constexpr int64_t kIterations = 400;  // 1 to 3 us
+  double rates[2] = {};
+  for (int run = 0; run < kRuns; ++run)
+    for (const Isa* isa : {&kIsaAvx512vl, &kIsaAvx512}) {
+      const auto start = std::chrono::steady_clock::now();
+      const double done = isa->fma_loop(kIterations);
+      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+      double& rate = rates[isa == &kIsaAvx512];
+      rate = std::max(rate, done / seconds.count());
+    }
+  return rates[1] > 1.5 * rates[0];
+}
+#endif
+
+const Isa& fastest_isa(Across across) {
+#ifdef FINEPRUNING_X86
+  if (find_isa("avx512") != nullptr) {
+    static const bool wide = wide_arithmetic();
+    return wide || across == Across::kMap ? kIsaAvx512 : kIsaAvx512vl;
   }
-  for (const char* name : {"avx512", "avx2"})
-    if (const Isa* isa = find_isa(name)) return *isa;
-  return kIsaPortable;
+#endif
+  const Isa* isa = find_isa("avx2");
+  return isa != nullptr ? *isa : kIsaPortable;
+}
+
+// With half the images side by side, twice the channels fit into the first-level cache. Maps one by one gain
+// nothing from half vectors: their tiles hold as much either way, and a nonzero costs less with fewer
+// vectors.
+constexpr const char* kSplit = "avx512-split";
+
+}  // namespace
+
+const Isa& select_isa(Across across) {
+  const char* forced = std::getenv("FINEPRUNING_ISA");
+  if (forced == nullptr || *forced == '\0') return fastest_isa(across);
+  const bool split = std::strcmp(forced, kSplit) == 0;
+  const Isa* isa = find_isa(!split ? forced : across == Across::kMap ? "avx512" : "avx512vl");
+  if (isa == nullptr)
+    throw std::invalid_argument(
+        "FINEPRUNING_ISA=" + std::string(forced) +
+        " is not available here; use avx512, avx512-split, avx512vl, avx2 or portable, "
+        "or unset it");
+  return *isa;
+}
+
+const char* isa_name() {
+  const Isa &map = select_isa(Across::kMap), &images = select_isa(Across::kImages);
+  return &map == &images ? map.name : kSplit;
 }
 
 }  // namespace finepruning

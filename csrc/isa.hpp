@@ -143,10 +143,16 @@ struct Isa {
   double (*read_loop)(const float* data, int64_t n);  // sums, so that it is not dropped
 };
 
-// The fastest instruction set of this machine, or the one FINEPRUNING_ISA names.
+// What a vector holds: images side by side (or rows of a matrix), or neighbours of one map.
+enum class Across { kImages, kMap };
+// The fastest kernels of this machine for such vectors, or those that FINEPRUNING_ISA names.
 // Throws std::invalid_argument when that name is unknown or unavailable.
-const Isa& select_isa();
-// Null when this build or this machine lacks it. Names: "avx512", "avx2", "portable".
+const Isa& select_isa(Across across);
+// Of both: a name of theirs, or "avx512-split" for "avx512" along maps and "avx512vl" across images.
+const char* isa_name();
+// avx512vl: the instructions of AVX-512 on vectors of half the width.
+inline constexpr const char* kIsaNames[] = {"avx512", "avx512vl", "avx2", "portable"};
+// Null when this build or this machine lacks it, and for other names.
 const Isa* find_isa(const char* name);
 
 }  // namespace finepruning

@@ -36,8 +36,9 @@ inline int64_t imax(int64_t a, int64_t b) { return a > b ? a : b; }
 // What the others are written in, so it comes before them.
 #include "kernels_lanes.inl"
 
-constexpr int kAhead = 6;            // units between a prefetch and its use
-constexpr int kWeightsAhead = 1024;  // nonzeros
+constexpr int kAhead = 6, kRunsAhead = 16;     // units between a prefetch and its use; short ones
+constexpr int kShortFloats = 8 * kLineFloats;  // of a unit
+constexpr int kWeightsAhead = 1024;            // nonzeros
 
 #include "kernels_gather.inl"
 #include "kernels_linear.inl"

@@ -244,9 +244,15 @@ void gather_flat_block(const GatherArgs& g) {
   const bool one_band = end <= (band + 1) * g.band_rows * g.width;  // the rows of the run
   if (same && one_band && g.pad_h == 0 && g.pad_w == 0) {           // pointwise
     const float* from = g.source + g.x + band * BandCursor::step(g);
-    for (int64_t u = 0; u < g.count; ++u)
+    for (int64_t u = 0; u < g.count; ++u) {
+      if (u + kRunsAhead < g.count) {  // planes lie far apart, as in gather_lanes_block
+        const float* next = from + g.units[u + kRunsAhead].channel * g.pitch;
+        for (int64_t i = 0; i < unit_floats; i += kLineFloats) __builtin_prefetch(next + i);
+        __builtin_prefetch(next + unit_floats - 1);
+      }
       copy_run(g.out + u * unit_floats, from + g.units[u].channel * g.pitch, 0, 1, unit_floats, end - g.x,
                true);
+    }
     return;
   }
 #if FINEPRUNING_MASKED_LOADS
@@ -272,13 +278,13 @@ void gather_flat_block(const GatherArgs& g) {
 // Rectangles of output positions, images side by side in a vector.
 void gather_lanes_block(const GatherArgs& g) {
   const int64_t plane_floats = g.height * g.width * VL;
+  const int64_t ahead = g.unit_rows * g.unit_columns * VL <= kShortFloats ? kRunsAhead : kAhead;
   float* out = g.out;
   for (int64_t u = 0; u < g.count; ++u) {
     const Unit unit = g.units[u];
     const float* plane = g.source + unit.channel * plane_floats;
     // The planes of neighbouring channels lie far apart, where no hardware prefetcher looks.
-    const float* next =
-        u + kAhead < g.count ? g.source + g.units[u + kAhead].channel * plane_floats : nullptr;
+    const float* next = u + ahead < g.count ? g.source + g.units[u + ahead].channel * plane_floats : nullptr;
     const int64_t x = g.x * g.stride_w + unit.dx - g.pad_w;
     int64_t y = g.y * g.stride_h + unit.dy - g.pad_h;
     // first <= i < last are the columns inside the map.

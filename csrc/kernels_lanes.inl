@@ -1,15 +1,35 @@
 // Loads and stores of some lanes of a vector, and of elements that lie a stride apart.
 
-// The first lanes of a vector: a map's edge cuts the others off. `store_first` writes no other.
+// Masks of AVX-512, whose instructions take vectors of 8 and of 16 floats.
 #if defined(__AVX512F__)
-typedef __mmask16 First;
-inline First first_lanes(int64_t n) { return static_cast<First>((1u << n) - 1); }
-inline V load_first(First lanes, const float* p) {
+#define FINEPRUNING_MASKS 1
+#if FINEPRUNING_VECTOR_FLOATS == 16
+typedef __mmask16 Mask;
+inline V load_masked(Mask lanes, const float* p) {
   return reinterpret_cast<V>(_mm512_maskz_loadu_ps(lanes, p));
 }
-inline void store_first(First lanes, float* p, V v) {
+inline void store_masked(Mask lanes, float* p, V v) {
   _mm512_mask_storeu_ps(p, lanes, reinterpret_cast<__m512>(v));
 }
+#else
+typedef __mmask8 Mask;
+inline V load_masked(Mask lanes, const float* p) {
+  return reinterpret_cast<V>(_mm256_maskz_loadu_ps(lanes, p));
+}
+inline void store_masked(Mask lanes, float* p, V v) {
+  _mm256_mask_storeu_ps(p, lanes, reinterpret_cast<__m256>(v));
+}
+#endif
+#else
+#define FINEPRUNING_MASKS 0
+#endif
+
+// The first lanes of a vector: a map's edge cuts the others off. `store_first` writes no other.
+#if FINEPRUNING_MASKS
+typedef Mask First;
+inline First first_lanes(int64_t n) { return static_cast<First>((1u << n) - 1); }
+inline V load_first(First lanes, const float* p) { return load_masked(lanes, p); }
+inline void store_first(First lanes, float* p, V v) { store_masked(lanes, p, v); }
 #else
 typedef int First;  // how many
 inline First first_lanes(int64_t n) { return static_cast<First>(n); }
@@ -43,19 +63,9 @@ typedef int32_t VI __attribute__((vector_size(VL * 4)));
 // Inside: lanes that may be read; others are zero. `a & b` are those of both.
 // lane_numbers: 0, 1, 2 and so on.
 // lanes_below: lanes l with 0 <= x[l] < n.
-#if defined(__AVX512F__)
+#if FINEPRUNING_VECTOR_FLOATS == 16
 inline __m512i lane_numbers() {
   return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-}
-typedef __mmask16 Inside;
-inline Inside lanes_between(int64_t low, int64_t high) {
-  return static_cast<Inside>((1u << high) - (1u << low));
-}
-inline V load_inside(Inside inside, const float* p) {
-  return reinterpret_cast<V>(_mm512_maskz_loadu_ps(inside, p));
-}
-inline Inside lanes_below(VI x, int n) {
-  return _mm512_cmplt_epu32_mask(reinterpret_cast<__m512i>(x), _mm512_set1_epi32(n));
 }
 inline V even_lanes(V a, V b) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -63,12 +73,40 @@ inline V even_lanes(V a, V b) {
       _mm512_permutex2var_ps(reinterpret_cast<__m512>(a), even, reinterpret_cast<__m512>(b)));
 }
 inline V swap_pairs(V v) { return reinterpret_cast<V>(_mm512_permute_ps(reinterpret_cast<__m512>(v), 0xb1)); }
+#else
+inline __m256i lane_numbers() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+inline V even_lanes(V a, V b) {
+  const __m256d halves =
+      _mm256_castps_pd(_mm256_shuffle_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), 0x88));
+  return reinterpret_cast<V>(_mm256_permute4x64_pd(halves, 0xd8));
+}
+inline V swap_pairs(V v) { return reinterpret_cast<V>(_mm256_permute_ps(reinterpret_cast<__m256>(v), 0xb1)); }
+#endif
+
+#if FINEPRUNING_MASKS
+typedef Mask Inside;
+inline Inside lanes_between(int64_t low, int64_t high) {
+  return static_cast<Inside>((1u << high) - (1u << low));
+}
+inline V load_inside(Inside inside, const float* p) { return load_masked(inside, p); }
+#if FINEPRUNING_VECTOR_FLOATS == 16
+inline Inside lanes_below(VI x, int n) {
+  return _mm512_cmplt_epu32_mask(reinterpret_cast<__m512i>(x), _mm512_set1_epi32(n));
+}
 inline V gather_inside(Inside inside, const float* p, int64_t step) {
   const __m512i index = _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int>(step)), lane_numbers());
   return reinterpret_cast<V>(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, index, p, 4));
 }
 #else
-inline __m256i lane_numbers() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+inline Inside lanes_below(VI x, int n) {
+  return _mm256_cmplt_epu32_mask(reinterpret_cast<__m256i>(x), _mm256_set1_epi32(n));
+}
+inline V gather_inside(Inside inside, const float* p, int64_t step) {
+  const __m256i index = _mm256_mullo_epi32(_mm256_set1_epi32(static_cast<int>(step)), lane_numbers());
+  return reinterpret_cast<V>(_mm256_mmask_i32gather_ps(_mm256_setzero_ps(), inside, index, p, 4));
+}
+#endif
+#else
 typedef __m256i Inside;
 inline Inside lanes_between(int64_t low, int64_t high) {
   const __m256i lane = lane_numbers();
@@ -83,12 +121,6 @@ inline Inside lanes_below(VI x, int n) {
   return _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_setzero_si256(), v),
                              _mm256_cmpgt_epi32(_mm256_set1_epi32(n), v));
 }
-inline V even_lanes(V a, V b) {
-  const __m256d halves =
-      _mm256_castps_pd(_mm256_shuffle_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), 0x88));
-  return reinterpret_cast<V>(_mm256_permute4x64_pd(halves, 0xd8));
-}
-inline V swap_pairs(V v) { return reinterpret_cast<V>(_mm256_permute_ps(reinterpret_cast<__m256>(v), 0xb1)); }
 inline V gather_inside(Inside inside, const float* p, int64_t step) {
   const __m256i index = _mm256_mullo_epi32(_mm256_set1_epi32(static_cast<int>(step)), lane_numbers());
   return reinterpret_cast<V>(

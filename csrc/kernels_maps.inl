@@ -21,11 +21,17 @@ inline float divisor(const PoolArgs& p, int64_t oy, int64_t ox, int64_t inside) 
 
 // The larger of two; NaN wins, as in torch.
 inline float larger(float a, float b) { return b > a || b != b ? b : a; }
-#if defined(__AVX512F__)
+#if FINEPRUNING_MASKS && FINEPRUNING_VECTOR_FLOATS == 16
 inline V larger(V a, V b) {
   const __m512 first = reinterpret_cast<__m512>(a), second = reinterpret_cast<__m512>(b);
   const __m512 most = _mm512_max_ps(first, second);  // the second where either is NaN
   return reinterpret_cast<V>(_mm512_mask_mov_ps(most, _mm512_cmp_ps_mask(first, first, _CMP_UNORD_Q), first));
+}
+#elif FINEPRUNING_MASKS
+inline V larger(V a, V b) {
+  const __m256 first = reinterpret_cast<__m256>(a), second = reinterpret_cast<__m256>(b);
+  const __m256 most = _mm256_max_ps(first, second);
+  return reinterpret_cast<V>(_mm256_mask_mov_ps(most, _mm256_cmp_ps_mask(first, first, _CMP_UNORD_Q), first));
 }
 #else
 inline V larger(V a, V b) { return ((b > a) | (b != b)) ? b : a; }

@@ -1,7 +1,7 @@
 // What the machine can do at most: the floor that the benchmarks compare with.
 
 double fma_loop(int64_t iterations) {
-  constexpr int kChains = VL == 16 ? 24 : 12;
+  constexpr int kChains = FINEPRUNING_TILE_VECTORS >= 28 ? 24 : 12;
   V sum[kChains];
   V a = splat(1.0f), b = splat(1e-9f);
 #pragma GCC unroll 32

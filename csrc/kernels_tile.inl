@@ -67,7 +67,7 @@ constexpr int kTurn = 4;  // nonzeros that are read together
 static_assert(kTurn <= kReadAhead);
 
 // Values of the nonzeros of a turn by one load; each is spread over a vector without another.
-#if defined(__AVX512F__)
+#if FINEPRUNING_VECTOR_FLOATS == 16
 struct TurnValues {
   __m512 four;
   explicit TurnValues(const float* value) : four(_mm512_broadcast_f32x4(_mm_loadu_ps(value))) {

@@ -64,7 +64,7 @@ struct Float16 {
 
 constexpr int64_t kExpandAhead = 2048;  // values
 
-// float32 of n stored values; `out` is aligned.
+// float32 of n stored values; `out` is aligned to a vector, which may be half of what is written at once.
 template <class Type>
 void expand(const typename Type::Stored* value, float* out, int64_t n) {
   int64_t i = 0;
@@ -72,12 +72,12 @@ void expand(const typename Type::Stored* value, float* out, int64_t n) {
   for (; i + 32 <= n; i += 32) {
     // What the next calls will expand: they come in bursts, each too short for a hardware prefetcher.
     __builtin_prefetch(value + i + kExpandAhead);
-    _mm512_store_ps(out + i, Type::some(value + i, 0xffff));
-    _mm512_store_ps(out + i + 16, Type::some(value + i + 16, 0xffff));
+    _mm512_storeu_ps(out + i, Type::some(value + i, 0xffff));
+    _mm512_storeu_ps(out + i + 16, Type::some(value + i + 16, 0xffff));
   }
-  for (; i + 16 <= n; i += 16) _mm512_store_ps(out + i, Type::some(value + i, 0xffff));
+  for (; i + 16 <= n; i += 16) _mm512_storeu_ps(out + i, Type::some(value + i, 0xffff));
   const __mmask16 tail = static_cast<__mmask16>((1u << (n - i)) - 1);
-  if (tail) _mm512_mask_store_ps(out + i, tail, Type::some(value + i, tail));
+  if (tail) _mm512_mask_storeu_ps(out + i, tail, Type::some(value + i, tail));
 #else
 #if defined(__AVX2__)
   for (; i + 32 <= n; i += 32) {

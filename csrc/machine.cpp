@@ -37,12 +37,12 @@ double best_rate(int threads, int repeats, Run run) {
 }  // namespace
 
 double fma_peak(int threads) {
-  const Isa& isa = select_isa();
+  const Isa& isa = select_isa(Across::kMap);
   return best_rate(threads, 100, [&](int, int) { return isa.fma_loop(100'000); });
 }
 
 double read_bandwidth(int threads) {
-  const Isa& isa = select_isa();
+  const Isa& isa = select_isa(Across::kMap);
   const size_t bytes = size_t{1} << 30;  // beyond any last-level cache
   constexpr size_t kRuns = 32;           // each reads its own part, all of them twice
   std::unique_ptr<char, decltype(&std::free)> data(static_cast<char*>(std::aligned_alloc(4096, bytes)),

@@ -74,6 +74,8 @@ Mapping mapping_of(const std::string& name) {
   throw std::invalid_argument("unknown mapping " + name);
 }
 
+Across across(bool lanes) { return lanes ? Across::kImages : Across::kMap; }
+
 int thread_count(int threads) {
   if (threads < 1 || threads > 4096) throw std::invalid_argument("threads must lie in [1, 4096]");
   return threads;
@@ -100,9 +102,11 @@ std::shared_ptr<PackedConv> make_packed(const py::array& value, const Array<int3
   const CsrView csr = view(value, column, rowptr, values);
   py::gil_scoped_release release;
   const MapBands bands{source_band, banded};
-  if (mapping == "planar") return PackedConv::planar(shape, csr, select_isa(), pooled, threads, bands);
-  return std::make_shared<PackedConv>(shape, csr, mapping_of(mapping), select_isa(), matrix_blocks, pooled,
-                                      threads, bands,
+  if (mapping == "planar")
+    return PackedConv::planar(shape, csr, select_isa(Across::kMap), pooled, threads, bands);
+  const Mapping map = mapping_of(mapping);
+  const Isa& isa = select_isa(across(map == Mapping::kLanes || map == Mapping::kMatrix));
+  return std::make_shared<PackedConv>(shape, csr, map, isa, matrix_blocks, pooled, threads, bands,
                                       PackedConv::Choice{tile.first, tile.second, block_units});
 }
 
@@ -112,7 +116,8 @@ double modelled_cycles(const py::array& value, const Array<int32_t>& column, con
   const ConvShape shape = shape_of(channels, size, outputs, kernel, stride, padding, dilation, groups);
   const CsrView csr = view(value, column, rowptr, values);
   py::gil_scoped_release release;
-  return PackedConv::modelled(shape, csr, mapping == "planar", select_isa());
+  const bool planar = mapping == "planar";
+  return PackedConv::modelled(shape, csr, planar, select_isa(across(!planar)));
 }
 
 // rows: of a band; 0: the map lies whole.
@@ -129,7 +134,7 @@ std::string kernel_name(const PackedConv& p) {
 
 py::list kernels() {
   py::list rows;
-  for (const char* name : {"avx512", "avx2", "portable"}) {
+  for (const char* name : kIsaNames) {
     const Isa* isa = find_isa(name);
     if (isa == nullptr) continue;
     for (int i = 0; i < isa->tile_count; ++i) {
@@ -205,8 +210,8 @@ PYBIND11_MODULE(_core, m) {
           [](Program& p, int source, int target, const py::array& value, const Array<int32_t>& column,
              const Array<int32_t>& rowptr, int64_t columns, const py::object& bias, int residual,
              const std::string& activation, int64_t images, const std::string& values) {
-            add_gather(p, source, target, select_isa(), view(value, column, rowptr, values), columns,
-                       finish(bias, residual, activation), images);
+            add_gather(p, source, target, select_isa(Across::kMap), view(value, column, rowptr, values),
+                       columns, finish(bias, residual, activation), images);
           },
           py::arg("source"), py::arg("target"), py::arg("value"), py::arg("column"), py::arg("rowptr"),
           py::kw_only(), py::arg("columns"), py::arg("bias") = py::none(), py::arg("residual") = -1,
@@ -237,7 +242,7 @@ PYBIND11_MODULE(_core, m) {
                           0};
             const PoolMaps maps{images, channels, lanes, bands_of(size, bands.first),
                                 bands_of(out, bands.second)};
-            add_pool(p, source, target, select_isa(), args, maps);
+            add_pool(p, source, target, select_isa(across(lanes)), args, maps);
           },
           py::arg("source"), py::arg("target"), py::kw_only(), py::arg("size"), py::arg("out"),
           py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation") = Pair(1, 1),
@@ -247,7 +252,8 @@ PYBIND11_MODULE(_core, m) {
           "elementwise",
           [](Program& p, int a, int b, int target, int64_t n, const std::string& op,
              const std::string& activation) {
-            add_elementwise(p, a, b, target, select_isa(), n, binary_of(op), activation_of(activation));
+            add_elementwise(p, a, b, target, select_isa(Across::kMap), n, binary_of(op),
+                            activation_of(activation));
           },
           py::arg("a"), py::arg("b"), py::arg("target"), py::kw_only(), py::arg("n"), py::arg("op") = "add",
           py::arg("activation") = "none")
@@ -255,8 +261,8 @@ PYBIND11_MODULE(_core, m) {
           "broadcast",
           [](Program& p, int a, int b, int target, int64_t images, int64_t channels, int64_t n, bool lanes,
              const std::string& op, const std::string& activation) {
-            add_broadcast(p, a, b, target, select_isa(), images, channels, n, lanes, binary_of(op),
-                          activation_of(activation));
+            add_broadcast(p, a, b, target, select_isa(across(lanes)), images, channels, n, lanes,
+                          binary_of(op), activation_of(activation));
           },
           py::arg("a"), py::arg("b"), py::arg("target"), py::kw_only(), py::arg("images"),
           py::arg("channels"), py::arg("n"), py::arg("lanes"), py::arg("op"), py::arg("activation") = "none")
@@ -265,7 +271,7 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "transpose",
           [](Program& p, int source, int target, int64_t images, int64_t n, bool to_lanes) {
-            add_transpose(p, source, target, select_isa(), images, n, to_lanes);
+            add_transpose(p, source, target, select_isa(Across::kImages), images, n, to_lanes);
           },
           py::arg("source"), py::arg("target"), py::kw_only(), py::arg("images"), py::arg("n"),
           py::arg("to_lanes"))
@@ -312,8 +318,10 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("size"), py::kw_only(), py::arg("threads"));
   m.def("kernels", &kernels);
-  m.def("lanes", [] { return select_isa().lanes; });
-  m.def("isa", [] { return std::string(select_isa().name); });
+  m.def("lanes", [] { return select_isa(Across::kImages).lanes; });
+  m.def("map_lanes", [] { return select_isa(Across::kMap).lanes; });
+  m.def("isa", [] { return std::string(isa_name()); });
+  m.def("map_isa", [] { return std::string(select_isa(Across::kMap).name); });
   m.def(
       "fma_peak", [](int threads) { return fma_peak(thread_count(threads)); }, py::arg("threads"),
       py::call_guard<py::gil_scoped_release>());

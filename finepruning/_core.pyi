@@ -194,10 +194,19 @@ def kernels() -> list[Kernel]:
     """Every kernel that this build has and this machine can run."""
 
 def lanes() -> int:
-    """Floats of a vector of the instruction set in use: images that lie side by side."""
+    """Floats of a vector of images side by side."""
+
+def map_lanes() -> int:
+    """Floats of a vector of neighbours of one map: as many, or more where arithmetic splits wide vectors."""
 
 def isa() -> str:
-    """The instruction set in use: the best of this machine, or what FINEPRUNING_ISA names."""
+    """The kernels in use: the best of this machine, or what FINEPRUNING_ISA names.
+
+    "avx512-split" is "avx512" for maps one by one and "avx512vl" for images side by side.
+    """
+
+def map_isa() -> str:
+    """Those in use for maps one by one."""
 
 def fma_peak(threads: int) -> float:
     """Measured float32 multiply-accumulates per second of ``threads`` threads, in 1e9."""

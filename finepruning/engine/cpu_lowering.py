@@ -346,4 +346,4 @@ class Lowering(MapLowering):
         )
         self._after(step, PLANAR, residual=False, activation=activation != step.activation)
         size = (weight.values.element_size() + 2) * weight.nnz + 4 * (weight.rows + 1)
-        self._report(step, f"gather_rows_{_core.isa()}", size)
+        self._report(step, f"gather_rows_{_core.map_isa()}", size)

@@ -20,10 +20,13 @@ from finepruning.sparse.csr import CSR
 _LOOPED = {"conv2d", "max_pool2d", "avg_pool2d", "add", "mul", "identity", "concat"}
 # Of the machine the cost model was fitted to: bytes that its last cache holds of one step's maps, bytes that
 # cross from there and from memory in a cycle, all cores together, and what sharing out few images costs. With
-# vectors of 8, images one by one fall further behind images side by side than their cycles say.
+# AVX2, images one by one fall further behind images side by side than their cycles say.
 _CACHE_BYTES = 24 << 20
 _CACHE_BYTES_A_CYCLE, _MEMORY_BYTES_A_CYCLE = 25.0, 10.0
 _LOOP_FACTOR, _LOOP_FACTOR_OF_8 = 1.2, 2.0
+# A map's vectors are wider than those of images side by side where the machine splits wide ones: arithmetic
+# then takes twice the cycles, a nonzero's weight and address do not.
+_SPLIT_FACTOR = 1.75
 _CYCLES_A_SECOND = 4.2e9
 _LINEAR_CYCLES = 1.25  # a nonzero of a fully connected layer over a vector of images, all cores together
 
@@ -143,7 +146,7 @@ def _whole_cycles(plan: Plan, step: Step, threads: int, *, lanes: bool) -> float
 
 def _looped_cycles(plan: Plan, step: Step, images: int, threads: int) -> float:
     """Modelled cycles of a convolution on the batch, so many images at a time."""
-    factor = _LOOP_FACTOR if _core.lanes() > 8 else _LOOP_FACTOR_OF_8
+    factor = _LOOP_FACTOR if _core.map_lanes() > 8 else _LOOP_FACTOR_OF_8
     compute = factor * _cycles(plan, step, lanes=False) * plan.batch / threads
     near = _map_bytes(plan, step) * images / plan.batch <= _CACHE_BYTES
     return compute + _traffic(plan, step) / (_CACHE_BYTES_A_CYCLE if near else _MEMORY_BYTES_A_CYCLE)
@@ -162,7 +165,8 @@ def _cycles(plan: Plan, step: Step, *, lanes: bool) -> float:
     described = geometry(step, plan.values[step.inputs[0]].shape)
     if not lanes and reads_every_nth(described):
         described = unstrided(described)
-    return _core.modelled_cycles(**csr_arrays(step.weight), mapping=mapping, **described)
+    cycles = _core.modelled_cycles(**csr_arrays(step.weight), mapping=mapping, **described)
+    return cycles * _SPLIT_FACTOR if not lanes and _core.map_lanes() > _core.lanes() else cycles
 
 
 def _boundary_cycles(plan: Plan, steps: int, lanes: bool) -> float:
@@ -170,7 +174,8 @@ def _boundary_cycles(plan: Plan, steps: int, lanes: bool) -> float:
     if not lanes or steps == 0:
         return 0.0
     moved = sum(4 * math.prod(plan.values[name].shape) for name in outliving(plan, steps))
-    return 3.0 * moved / _MEMORY_BYTES_A_CYCLE
+    # What the last cache does not hold is fetched before it is written, and drives out what the loop reads.
+    return (3.0 if moved <= _CACHE_BYTES else 6.0) * moved / _MEMORY_BYTES_A_CYCLE
 
 
 def outliving(plan: Plan, steps: int) -> list[str]:

@@ -16,9 +16,9 @@ from finepruning.engine.plan import Plan, StepReport, keeps_images_apart
 
 def cpu_executor(plan: Plan, replan: Callable[[int], Plan] | None = None) -> CpuExecutor | SlicedExecutor:
     """The executor for a plan; ``replan`` gives the same plan for another batch size."""
-    lanes = _core.lanes()
-    images = lanes if plan.batch > lanes else torch.get_num_threads()
-    if replan is None or plan.batch in (images, lanes) or plan.batch < images or not keeps_images_apart(plan):
+    most = max(_core.lanes(), _core.map_lanes())
+    images = most if plan.batch > most else torch.get_num_threads()
+    if replan is None or plan.batch in (images, most) or plan.batch < images or not keeps_images_apart(plan):
         return CpuExecutor(plan, replan)
     if not slices_pay(plan, replan(images)):
         return CpuExecutor(plan, replan)

@@ -177,7 +177,7 @@ bool same(const char* isa, const char* name, const std::function<void(Program&)>
 
 int main() {
   bool ok = true;
-  for (const char* name : {"avx512", "avx2", "portable"}) {
+  for (const char* name : kIsaNames) {
     const Isa* isa = find_isa(name);
     if (isa == nullptr) continue;
     for (ValueType type : {ValueType::kFloat32, ValueType::kBfloat16}) {

@@ -95,6 +95,20 @@ def test_unknown_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         _core.isa()
 
 
+@pytest.mark.skipif(
+    all(kernel["isa"] != "avx512" for kernel in _core.kernels()), reason="needs a processor with AVX-512"
+)
+def test_split_vectors_hold_half_as_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FINEPRUNING_ISA", raising=False)
+    # A guess at what this machine is would be wrong on another; both are right.
+    assert (_core.isa(), _core.lanes()) in {("avx512", 16), ("avx512-split", 8)}
+    monkeypatch.setenv("FINEPRUNING_ISA", "avx512-split")
+    assert (_core.isa(), _core.map_isa()) == ("avx512-split", "avx512")
+    assert (_core.lanes(), _core.map_lanes()) == (8, 16)
+    monkeypatch.setenv("FINEPRUNING_ISA", "avx512vl")
+    assert (_core.isa(), _core.map_isa(), _core.lanes(), _core.map_lanes()) == ("avx512vl",) * 2 + (8, 8)
+
+
 @pytest.mark.parametrize("isa", sorted({kernel["isa"] for kernel in _core.kernels()}))
 @pytest.mark.parametrize("images", [1, 3, 4, 7, 8, 15, 16, 17, 33])
 @pytest.mark.parametrize("n", [1, 5, 1030])

@@ -13,8 +13,16 @@ from finepruning.engine.cpu import CpuExecutor
 from finepruning.engine.plan import Plan, Step, Value
 from finepruning.sparse.csr import CSR
 
-ISAS = sorted({kernel["isa"] for kernel in _core.kernels()})
+TABLES = sorted({kernel["isa"] for kernel in _core.kernels()})
+ISAS = [*TABLES, *(["avx512-split"] if "avx512" in TABLES else [])]
 TOLERANCE = 1e-5
+
+
+def kernels_of(isa: str, *, lanes: bool) -> str:
+    """How the names of kernels end under ``isa``, for images side by side (``lanes``) or one by one."""
+    if isa != "avx512-split":
+        return isa
+    return "avx512vl" if lanes else "avx512"
 
 
 def pruned(shape: tuple[int, ...], density: float, seed: int = 0) -> Tensor:

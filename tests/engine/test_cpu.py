@@ -7,11 +7,12 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from cpu_plans import attributes, check, conv_step, plan_of, poison, pruned, reference
+from cpu_plans import attributes, check, conv_step, kernels_of, plan_of, poison, pruned, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finepruning.engine.cpu import CpuExecutor
+from finepruning.engine.cpu_schedule import in_lanes
 from finepruning.engine.plan import Step
 from finepruning.errors import InputError
 from finepruning.sparse.csr import CSR
@@ -44,7 +45,7 @@ def test_convolution_equals_the_dense_one(isa: str, case: str, batch: int) -> No
     expected = reference(x, weight, bias, attrs).relu()
     plan = plan_of([conv_step(weight, bias, attrs, activation="relu")], {"x": x.shape, "y": expected.shape})
     executor = CpuExecutor(plan)
-    assert executor.report()[0].kernel.endswith(isa)
+    assert executor.report()[0].kernel.endswith(f"_{kernels_of(isa, lanes=in_lanes(batch))}")
     check(executor, x, expected)
 
 
