@@ -10,8 +10,9 @@ import torch
 
 from finepruning.bench.floor import MachineLimits, floor_ms
 from finepruning.bench.twin import PlanModule
-from finepruning.engine.cpu import CpuExecutor
+from finepruning.engine.cpu_slices import cpu_executor
 from finepruning.engine.fuse import fuse
+from finepruning.engine.plan import Plan
 from finepruning.sparse.csr import CSR
 from finepruning.sparse.storage import StoredModel
 
@@ -23,6 +24,9 @@ def layer_rows(
 ) -> list[dict[str, Any]]:
     """Median times of every step of the CPU plan for ``batch``, ours and PyTorch's dense ones in turns.
 
+    The plan is the one that the model runs. Steps are timed alone: one that runs in a loop over chunks of
+    images, over all of them.
+
     Args:
         stored: the model. batch: images. limits: the machine's, for the floor; None leaves it out.
         turns: how often each side runs.
@@ -30,11 +34,15 @@ def layer_rows(
     Returns:
         Rows with ``batch, name, op, kernel, shape, nnz, size, density, ms, floor_ms, dense_ms``.
     """
-    plan = fuse(stored.graph, stored.tensors, batch)
+
+    def planned(images: int) -> Plan:
+        return fuse(stored.graph, stored.tensors, images)
+
+    plan = planned(batch)
     value_bytes = {
         step.name: step.weight.values.itemsize for step in plan.steps if isinstance(step.weight, CSR)
     }
-    ours, dense = CpuExecutor(plan), PlanModule(plan).eval().float()
+    ours, dense = cpu_executor(plan, planned), PlanModule(plan).eval().float()
     x = torch.rand(batch, *stored.graph.input_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     sides: tuple[dict[str, list[float]], ...] = (defaultdict(list), defaultdict(list))
     with torch.inference_mode():

@@ -9,6 +9,8 @@ import torch
 from finepruning.bench import BenchOptions, OutputMismatchError, bench, memory, runner
 from finepruning.bench.layers import layer_rows
 from finepruning.cli import run
+from finepruning.engine import SparseModel, cpu
+from finepruning.engine.cpu_schedule import Schedule
 from finepruning.errors import ArgumentError, DeviceError
 from finepruning.sparse.storage import load
 
@@ -71,6 +73,16 @@ def test_layers_are_timed_next_to_dense_ones(model_dir: Path) -> None:
         assert row["dense_ms"] > 0
         assert row["floor_ms"] > 0
         assert row["kernel"]
+
+
+def test_layers_are_those_of_the_plan_that_runs(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "schedule", lambda plan, threads: Schedule(1, 2))
+    rows = layer_rows(load(model_dir), 16, None, turns=1)
+    report = SparseModel.from_pretrained(model_dir).plan(16)
+    assert [(row["name"], row["kernel"]) for row in rows] == [(row.name, row.kernel) for row in report]
+    looped, after = (row["kernel"] for row in rows if row["op"] == "conv2d")
+    assert "lanes" not in looped
+    assert "lanes" in after
 
 
 def test_layers_of_16_bit_weights_have_the_floor_of_their_bytes(model_dir: Path) -> None:
