@@ -1,4 +1,4 @@
-"""Batches on the CPU in slices that keep maps in the last cache: of a vector of images, or one a thread."""
+"""Batches on the CPU in slices, whose maps the last cache keeps or which fill vectors, and the rest."""
 
 from __future__ import annotations
 
@@ -16,13 +16,21 @@ from finepruning.engine.plan import Plan, StepReport, keeps_images_apart
 
 def cpu_executor(plan: Plan, replan: Callable[[int], Plan] | None = None) -> CpuExecutor | SlicedExecutor:
     """The executor for a plan; ``replan`` gives the same plan for another batch size."""
-    most = max(_core.lanes(), _core.map_lanes())
-    images = most if plan.batch > most else torch.get_num_threads()
-    if replan is None or plan.batch in (images, most) or plan.batch < images or not keeps_images_apart(plan):
+    if replan is None or not keeps_images_apart(plan):
         return CpuExecutor(plan, replan)
-    if not slices_pay(plan, replan(images)):
-        return CpuExecutor(plan, replan)
-    return SlicedExecutor(plan, replan, images)
+    images = _images_of_a_slice(plan, replan)
+    return SlicedExecutor(plan, replan, images) if images < plan.batch else CpuExecutor(plan, replan)
+
+
+def _images_of_a_slice(plan: Plan, replan: Callable[[int], Plan]) -> int:
+    batch, lanes = plan.batch, _core.lanes()
+    most = max(lanes, _core.map_lanes())
+    images = most if batch > most else torch.get_num_threads()
+    if images < batch != most and slices_pay(plan, replan(images)):
+        return images
+    # Images that would fill less than half of the last vector are faster by themselves.
+    left = batch % lanes
+    return batch - left if batch > lanes and 2 * left < lanes else batch
 
 
 class SlicedExecutor:
@@ -32,7 +40,7 @@ class SlicedExecutor:
         rest = plan.batch % images
         self._images = images
         self._slice = CpuExecutor(replan(images), replan)
-        self._rest = CpuExecutor(replan(rest), replan) if rest else None
+        self._rest = cpu_executor(replan(rest), replan) if rest else None
         self._input, self._output = plan.values[plan.input], plan.values[plan.output]
         self._shapes = {step.name: plan.values[step.output].shape for step in plan.steps}
 
@@ -62,10 +70,10 @@ class SlicedExecutor:
             row for executor, some in zip(*self._pieces(x), strict=True) for row in executor.profile(some)
         ]
 
-    def _pieces(self, x: Tensor) -> tuple[list[CpuExecutor], list[Tensor]]:
+    def _pieces(self, x: Tensor) -> tuple[list[CpuExecutor | SlicedExecutor], list[Tensor]]:
         CpuExecutor.check(x, self._input)
         pieces = list(torch.split(x, self._images))
-        executors = [self._slice] * len(pieces)
+        executors: list[CpuExecutor | SlicedExecutor] = [self._slice] * len(pieces)
         if self._rest is not None:
             executors[-1] = self._rest
         return executors, pieces

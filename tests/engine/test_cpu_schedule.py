@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cpu_plans import ISAS
 from torch import Tensor, nn
 
+from finepruning import _core
 from finepruning.engine import SparseModel, cpu_slices
 from finepruning.engine import cpu as cpu_executor
 from finepruning.engine.cpu_schedule import Schedule, chunk_images, loopable, schedule, slices_pay
@@ -129,6 +131,32 @@ def test_a_large_batch_runs_in_slices(
     assert {row.name for row in executor.report() if row.nnz} <= {name for name, _ in executor.profile(x)}
     with pytest.raises(InputError, match=str(batch)):
         executor(x[:-1])
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512-split"])
+def test_few_images_beyond_full_vectors_run_by_themselves(
+    model: SparseModel, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isa not in ISAS:
+        pytest.skip(f"this machine has no {isa}")
+    monkeypatch.setenv("FINEPRUNING_ISA", isa)
+    monkeypatch.setattr(cpu_slices, "slices_pay", lambda plan, part: False)
+    lanes = _core.lanes()
+
+    def parts(batch: int) -> set[str]:
+        """Whether images of the batch lie side by side, one by one, or both."""
+        executor = make_executor(model._plan(batch), torch.device("cpu"), model._plan)
+        x = torch.randn(batch, 3, 33, 29, generator=torch.Generator().manual_seed(1))
+        single = make_executor(model._plan(1), torch.device("cpu"), model._plan)
+        expected = torch.cat([single(image) for image in x.split(1)])
+        assert torch.allclose(executor(x), expected, rtol=1e-4, atol=1e-5)
+        executors = {executor}
+        if isinstance(executor, cpu_slices.SlicedExecutor):
+            executors = {executor._slice, executor._rest}
+        return {"lanes" if "lanes" in some.report()[0].kernel else "planar" for some in executors if some}
+
+    assert parts(lanes + 1) == parts(3 * lanes + 1) == {"lanes", "planar"}
+    assert parts(2 * lanes) == parts(2 * lanes - 1) == parts(lanes + lanes // 2) == {"lanes"}
 
 
 def test_slices_pay_where_maps_leave_the_cache_and_weights_are_few() -> None:
