@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <stdexcept>
 #include <string>
 
 namespace finepruning {
@@ -78,10 +77,9 @@ const Isa& select_isa(Across across) {
   const bool split = std::strcmp(forced, kSplit) == 0;
   const Isa* isa = find_isa(!split ? forced : across == Across::kMap ? "avx512" : "avx512vl");
   if (isa == nullptr)
-    throw std::invalid_argument(
-        "FINEPRUNING_ISA=" + std::string(forced) +
-        " is not available here; use avx512, avx512-split, avx512vl, avx2 or portable, "
-        "or unset it");
+    throw IsaUnavailable("FINEPRUNING_ISA=" + std::string(forced) +
+                         " is not available here; use avx512, avx512-split, avx512vl, avx2 or portable, "
+                         "or unset it");
   return *isa;
 }
 

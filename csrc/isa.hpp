@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 
 namespace finepruning {
 
@@ -145,8 +146,12 @@ struct Isa {
 
 // What a vector holds: images side by side (or rows of a matrix), or neighbours of one map.
 enum class Across { kImages, kMap };
+// FINEPRUNING_ISA names kernels that are unknown or that this machine lacks.
+struct IsaUnavailable : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
 // The fastest kernels of this machine for such vectors, or those that FINEPRUNING_ISA names.
-// Throws std::invalid_argument when that name is unknown or unavailable.
+// Throws IsaUnavailable.
 const Isa& select_isa(Across across);
 // Of both: a name of theirs, or "avx512-split" for "avx512" along maps and "avx512vl" across images.
 const char* isa_name();

@@ -162,6 +162,15 @@ py::list kernels() {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Sparse convolution and fully connected kernels for the CPU.";
 
+  // The user's to mend, and told like all that is.
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const IsaUnavailable& error) {
+      PyErr_SetString(py::module_::import("finepruning.errors").attr("ArgumentError").ptr(), error.what());
+    }
+  });
+
   py::class_<PackedConv, std::shared_ptr<PackedConv>>(m, "PackedConv")
       .def(py::init(&make_packed), py::arg("value"), py::arg("column"), py::arg("rowptr"), py::kw_only(),
            py::arg("channels"), py::arg("size"), py::arg("outputs"), py::arg("kernel"), py::arg("stride"),

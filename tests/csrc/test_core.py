@@ -1,4 +1,4 @@
-"""The bindings refuse what does not fit, with ValueError, before a kernel runs."""
+"""The bindings refuse what does not fit, with ValueError (ArgumentError is one), before a kernel runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from finepruning import _core
+from finepruning.errors import ArgumentError
 
 
 def packed(**changes: Any) -> _core.PackedConv:
@@ -91,7 +92,7 @@ def test_run_checks_input_output_and_steps() -> None:
 
 def test_unknown_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINEPRUNING_ISA", "sse9")
-    with pytest.raises(ValueError, match="sse9"):
+    with pytest.raises(ArgumentError, match=r"FINEPRUNING_ISA=sse9 .* use avx512"):
         _core.isa()
 
 
