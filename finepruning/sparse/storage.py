@@ -160,13 +160,21 @@ def load(path: str | os.PathLike[str]) -> StoredModel:
     """Read and check a model directory.
 
     Raises:
-        ModelFileError: naming the file, the tensor or key, and the rule that it breaks.
+        ModelFileError: naming the directory, the file, the tensor or key, and the rule that it breaks.
     """
     directory = Path(path)
+    name = short(str(directory), 300)
     if not _is_directory(directory):
-        raise ModelFileError(
-            f"{short(str(directory), 300)} is not a model directory: it does not exist or is no directory"
-        )
+        raise ModelFileError(f"{name} is not a model directory: it does not exist or is no directory")
+    try:
+        return _load(directory)
+    except ModelFileError as error:
+        if str(directory) in str(error):
+            raise
+        raise ModelFileError(f"{name}: {error}") from error
+
+
+def _load(directory: Path) -> StoredModel:
     document = parse_json(read_file(directory / CONFIG, MAX_CONFIG), CONFIG)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ModelFileError(f"{directory / CONFIG} does not describe a finepruning model")
