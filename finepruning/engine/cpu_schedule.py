@@ -76,11 +76,31 @@ def slices_pay(plan: Plan, part: Plan) -> bool:
         for step, of_part in zip(plan.steps, part.steps, strict=True)
         if step.op == "conv2d" and _map_bytes(part, of_part) <= _CACHE_BYTES < _map_bytes(plan, step)
     )
-    linear = sum(
+    return saved / _MEMORY_BYTES_A_CYCLE > _linear_cycles(plan) * (plan.batch / part.batch - 1)
+
+
+def rest_pays(plan: Plan, images: int, threads: int) -> bool:
+    """Whether ``images`` that do not fill the batch's last vector run faster apart, by modelled cycles.
+
+    Convolutions gain what empty lanes cost; fully connected layers lose one more reading of their weights.
+    """
+    saved = sum(
+        _cycles(plan, step, lanes=True) - _few_factor() * images * _cycles(plan, step, lanes=False)
+        for step in plan.steps
+    )
+    return saved / threads > _linear_cycles(plan)
+
+
+def _linear_cycles(plan: Plan) -> float:
+    """Modelled cycles of the fully connected layers over a vector of images, all cores together."""
+    nonzeros = (
         step.weight.nnz for step in plan.steps if step.op == "linear" and isinstance(step.weight, CSR)
     )
-    lost = _LINEAR_CYCLES * linear * (plan.batch / part.batch - 1)
-    return saved / _MEMORY_BYTES_A_CYCLE > lost
+    return _LINEAR_CYCLES * sum(nonzeros)
+
+
+def _few_factor() -> float:
+    return _LOOP_FACTOR if _core.map_lanes() > 8 else _LOOP_FACTOR_OF_8
 
 
 def loop_lost_without(plan: Plan, index: int, threads: int) -> float:
@@ -146,8 +166,7 @@ def _whole_cycles(plan: Plan, step: Step, threads: int, *, lanes: bool) -> float
 
 def _looped_cycles(plan: Plan, step: Step, images: int, threads: int) -> float:
     """Modelled cycles of a convolution on the batch, so many images at a time."""
-    factor = _LOOP_FACTOR if _core.map_lanes() > 8 else _LOOP_FACTOR_OF_8
-    compute = factor * _cycles(plan, step, lanes=False) * plan.batch / threads
+    compute = _few_factor() * _cycles(plan, step, lanes=False) * plan.batch / threads
     near = _map_bytes(plan, step) * images / plan.batch <= _CACHE_BYTES
     return compute + _traffic(plan, step) / (_CACHE_BYTES_A_CYCLE if near else _MEMORY_BYTES_A_CYCLE)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from finepruning import _core
 from finepruning.engine.cpu import CpuExecutor
-from finepruning.engine.cpu_schedule import slices_pay
+from finepruning.engine.cpu_schedule import in_lanes, rest_pays, slices_pay
 from finepruning.engine.plan import Plan, StepReport, keeps_images_apart
 
 
@@ -28,9 +28,10 @@ def _images_of_a_slice(plan: Plan, replan: Callable[[int], Plan]) -> int:
     images = most if batch > most else torch.get_num_threads()
     if images < batch != most and slices_pay(plan, replan(images)):
         return images
-    # Images that would fill less than half of the last vector are faster by themselves.
     left = batch % lanes
-    return batch - left if batch > lanes and 2 * left < lanes else batch
+    if batch > lanes and left and not in_lanes(left) and rest_pays(plan, left, torch.get_num_threads()):
+        return batch - left
+    return batch
 
 
 class SlicedExecutor:

@@ -156,7 +156,17 @@ def test_few_images_beyond_full_vectors_run_by_themselves(
         return {"lanes" if "lanes" in some.report()[0].kernel else "planar" for some in executors if some}
 
     assert parts(lanes + 1) == parts(3 * lanes + 1) == {"lanes", "planar"}
-    assert parts(2 * lanes) == parts(2 * lanes - 1) == parts(lanes + lanes // 2) == {"lanes"}
+    assert parts(2 * lanes) == parts(2 * lanes - 1) == {"lanes"}
+
+
+def test_fully_connected_layers_are_read_once() -> None:
+    """Of two runs, each would read all weights."""
+    layer = nn.Linear(200, 100)
+    layer.weight.data *= torch.rand_like(layer.weight) < 0.1
+    network = SparseModel.from_dense(nn.Sequential(nn.Flatten(), layer).eval(), torch.zeros(1, 2, 10, 10))
+    batch = 2 * _core.lanes() + 1
+    executor = make_executor(network._plan(batch), torch.device("cpu"), network._plan)
+    assert not isinstance(executor, cpu_slices.SlicedExecutor)
 
 
 def test_slices_pay_where_maps_leave_the_cache_and_weights_are_few() -> None:
