@@ -36,12 +36,16 @@ namespace {
 #ifdef FINEPRUNING_X86
 // Whether the machine computes more with whole vectors of AVX-512 than with halves: some processors split
 // them (Zen 4), or have one unit for them and two for halves. Rates differ by two or not at all; the best of
-// many short runs tells these apart on a busy machine, too.
+// many short runs tells these apart on a busy machine, too. Intel's processors run whole vectors at half
+// their rate or less until they have raised their voltage, for up to .85 ms where measured: the probe goes on
+// until whole vectors have been faster or several times that has passed.
 bool wide_arithmetic() {
-  constexpr int kRuns = 16;
   constexpr int64_t kIterations = 400;  // 1 to 3 us
+  constexpr int kSettled = 8, kRuns = 512;
+  constexpr std::chrono::milliseconds kTime{4};
   double rates[2] = {};
-  for (int run = 0; run < kRuns; ++run)
+  const auto begin = std::chrono::steady_clock::now();
+  for (int run = 0; run < kRuns || std::chrono::steady_clock::now() - begin < kTime; ++run) {
     for (const Isa* isa : {&kIsaAvx512vl, &kIsaAvx512}) {
       const auto start = std::chrono::steady_clock::now();
       const double done = isa->fma_loop(kIterations);
@@ -49,9 +53,32 @@ bool wide_arithmetic() {
       double& rate = rates[isa == &kIsaAvx512];
       rate = std::max(rate, done / seconds.count());
     }
-  return rates[1] > 1.5 * rates[0];
+    if (run >= kSettled && rates[1] > 1.5 * rates[0]) return true;
+  }
+  return false;
 }
 #endif
+
+// Whether gather instructions read columns faster than single loads, from the first-level cache.
+bool gather_instructions(const Isa& isa) {
+  constexpr int kRuns = 32;
+  constexpr int64_t kRows = 8;
+  constexpr uint32_t kNonzeros = 256;  // of a row: 1 to 2 us a run
+  static float x[4096], value[kRows * kNonzeros], y[kRows];
+  static uint16_t column[kRows * kNonzeros];
+  uint32_t rowptr[kRows + 1] = {}, random = 1;
+  for (int64_t r = 0; r < kRows; ++r) rowptr[r + 1] = rowptr[r] + kNonzeros;
+  for (uint16_t& c : column) c = static_cast<uint16_t>((random = random * 1664525 + 1013904223) >> 20);
+  double seconds[kGatherWays] = {1, 1};
+  for (int run = 0; run < kRuns; ++run)
+    for (int way = 0; way < kGatherWays; ++way) {
+      const auto start = std::chrono::steady_clock::now();
+      isa.gather_rows[way][0](x, column, value, rowptr, nullptr, nullptr, y, kRows, 0, 1);
+      const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+      seconds[way] = std::min(seconds[way], taken.count());
+    }
+  return seconds[1] < seconds[0];
+}
 
 const Isa& fastest_isa(Across across) {
 #ifdef FINEPRUNING_X86
@@ -81,6 +108,12 @@ const Isa& select_isa(Across across) {
                          " is not available here; use avx512, avx512-split, avx512vl, avx2 or portable, "
                          "or unset it");
   return *isa;
+}
+
+GatherWay select_gather(const Isa& isa) {
+  if (isa.gather_rows[static_cast<int>(GatherWay::kInstructions)][0] == nullptr) return GatherWay::kLoads;
+  static const bool instructions = gather_instructions(isa);  // the same in every instruction set
+  return instructions ? GatherWay::kInstructions : GatherWay::kLoads;
 }
 
 const char* isa_name() {

@@ -121,14 +121,19 @@ using GatherRows = void (*)(const float* x, const uint16_t* column, const void* 
 // n values of 16 bits as float32
 using Expand = void (*)(const uint16_t* value, float* out, int64_t n);
 
+// How GatherRows reads x: a load for every column, or gather instructions, which some processors are better
+// at.
+enum class GatherWay : int { kLoads, kInstructions };
+inline constexpr int kGatherWays = 2;
+
 struct Isa {
   const char* name;
   int lanes;  // floats of a vector: images, or neighbouring output positions, side by side
   const TileEntry* tiles;
   int tile_count;
   GatherKernel gather_rows_block, gather_flat_block, gather_lanes_block;
-  GatherRows gather_rows[kValueTypes];  // by ValueType
-  Expand expand[kValueTypes];           // none for float32
+  GatherRows gather_rows[kGatherWays][kValueTypes];  // none for instructions that it lacks
+  Expand expand[kValueTypes];                        // none for float32
   // Some rows of one plane of a map, to `y`; `scratch` holds kPoolRows * pool_row_floats(args).
   void (*pool)(const float* x, float* y, const PoolArgs& args, float* scratch);
   void (*pool_lanes)(const float* x, float* y, const PoolArgs& args);
@@ -153,6 +158,8 @@ struct IsaUnavailable : std::invalid_argument {
 // The fastest kernels of this machine for such vectors, or those that FINEPRUNING_ISA names.
 // Throws IsaUnavailable.
 const Isa& select_isa(Across across);
+// The faster on this machine of those that `isa` has.
+GatherWay select_gather(const Isa& isa);
 // Of both: a name of theirs, or "avx512-split" for "avx512" along maps and "avx512vl" across images.
 const char* isa_name();
 // avx512vl: the instructions of AVX-512 on vectors of half the width.

@@ -58,7 +58,12 @@ const Isa FINEPRUNING_ISA_TABLE = {
     gather_rows_block,
     gather_flat_block,
     gather_lanes_block,
-    {gather_rows<Float32>, gather_rows<Bfloat16>, gather_rows<Float16>},
+    {{gather_rows<Loads, Float32>, gather_rows<Loads, Bfloat16>, gather_rows<Loads, Float16>},
+#if defined(__AVX2__)
+     {gather_rows<Instructions, Float32>, gather_rows<Instructions, Bfloat16>,
+      gather_rows<Instructions, Float16>}
+#endif
+    },
     {nullptr, expand<Bfloat16>, expand<Float16>},
     pool,
     pool_lanes,

@@ -19,11 +19,16 @@ double fma_loop(int64_t iterations) {
   return static_cast<double>(iterations) * kChains * VL;
 }
 
+constexpr int64_t kProbeAhead = 128 * kLineFloats;
+
 double read_loop(const float* data, int64_t n) {
   V sum[4] = {};
   int64_t i = 0;
-  for (; i + 4 * VL <= n; i += 4 * VL)
+  for (; i + 4 * VL <= n; i += 4 * VL) {
+    // Hardware alone does not fetch ahead far enough everywhere.
+    for (int u = 0; u < 4 * VL; u += kLineFloats) __builtin_prefetch(data + i + kProbeAhead + u);
     for (int u = 0; u < 4; ++u) sum[u] += loadu(data + i + u * VL);
+  }
   V total = sum[0] + sum[1] + sum[2] + sum[3];
   return static_cast<double>(total[0]);
 }

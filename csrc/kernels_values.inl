@@ -11,6 +11,7 @@ struct Float32 {
   static float one(float v) { return v; }
 #if defined(__AVX2__)
   static __m128 four(const float* p) { return _mm_loadu_ps(p); }
+  static __m256 eight(const float* p) { return _mm256_loadu_ps(p); }
 #endif
 };
 
@@ -22,16 +23,15 @@ struct Bfloat16 {
     const __m128i bits = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
     return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16));
   }
+  static __m256 eight(const uint16_t* p) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
 #endif
 #if defined(__AVX512F__)
   static __m512 some(const uint16_t* p, __mmask16 mask) {
     return _mm512_castsi512_ps(
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16));
-  }
-#elif defined(__AVX2__)
-  static __m256 eight(const uint16_t* p) {
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
   }
 #endif
 };
@@ -50,14 +50,13 @@ struct Float16 {
   static __m128 four(const uint16_t* p) {
     return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }
+  static __m256 eight(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
 #endif
 #if defined(__AVX512F__)
   static __m512 some(const uint16_t* p, __mmask16 mask) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
-  }
-#elif defined(__AVX2__)
-  static __m256 eight(const uint16_t* p) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
 #endif
 };

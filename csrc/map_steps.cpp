@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "cost_model.hpp"
+#include "pages.hpp"
 #include "program.hpp"
 
 namespace finepruning {
@@ -21,12 +22,12 @@ constexpr int64_t kMostColumns = 65536;  // of a block: positions have 16 bits
 // Columns go in blocks whose part of the input the first-level cache holds beside the stream of weights.
 class GatherStep final : public NativeStep {
  public:
-  GatherStep(Buffer source, Buffer target, Buffer residual, const Isa& isa, const CsrView& csr,
+  GatherStep(Buffer source, Buffer target, Buffer residual, const Isa& isa, GatherWay way, const CsrView& csr,
              int64_t columns, Finish finish, int64_t images)
       : source_(source),
         target_(target),
         residual_(residual),
-        isa_(&isa),
+        kernel_(isa.gather_rows[static_cast<int>(way)][static_cast<int>(csr.type)]),
         columns_(columns),
         images_(images),
         finish_(std::move(finish)),
@@ -55,9 +56,8 @@ class GatherStep final : public NativeStep {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     for (int64_t b = 0; b < blocks_; ++b) {
       const bool last = b + 1 == blocks_;
-      isa_->gather_rows[static_cast<int>(type_)](
-          x + b * block_columns_, column_.data(), value_.data(), begin_.data() + b * (rows() + 1) + r0, bias,
-          before, y, r1 - r0, last ? finish_.low : -kInfinity, last ? finish_.high : kInfinity);
+      kernel_(x + b * block_columns_, column_.data(), value_.data(), begin_.data() + b * (rows() + 1) + r0,
+              bias, before, y, r1 - r0, last ? finish_.low : -kInfinity, last ? finish_.high : kInfinity);
       bias = nullptr;
       before = y;
     }
@@ -96,13 +96,13 @@ class GatherStep final : public NativeStep {
   }
 
   Buffer source_, target_, residual_;
-  const Isa* isa_;
+  GatherRows kernel_;
   int64_t columns_, images_;
   int64_t blocks_ = 1, block_columns_ = 0;
   Finish finish_;
   ValueType type_;
-  std::vector<char> value_;
-  std::vector<uint16_t> column_;  // inside the block
+  PageVector<char> value_;
+  PageVector<uint16_t> column_;   // inside the block
   std::vector<uint32_t> rowptr_;  // of the whole matrix, by which rows are shared out
   std::vector<uint32_t> begin_;   // [block][row], and each block's end
 };
@@ -278,8 +278,9 @@ bool positive(std::initializer_list<int64_t> sizes) {
 
 }  // namespace
 
-void add_gather(Program& program, int source, int target, const Isa& isa, const CsrView& csr, int64_t columns,
-                Finish finish, int64_t images) {
+void add_gather(Program& program, int source, int target, const Isa& isa, GatherWay way, const CsrView& csr,
+                int64_t columns, Finish finish, int64_t images) {
+  require(isa.gather_rows[static_cast<int>(way)][0] != nullptr, "these kernels have no gather instructions");
   require(positive({images, columns, csr.rows}), "columns must lie in [1, 2^28]");
   require(csr.rowptr[0] == 0 && csr.rowptr[csr.rows] == csr.nonzeros, "rowptr must run from 0 to nnz");
   for (int64_t r = 0; r < csr.rows; ++r)
@@ -292,7 +293,7 @@ void add_gather(Program& program, int source, int target, const Isa& isa, const 
                to = program.buffer(target, images * csr.rows);
   const Buffer residual = finish.residual >= 0 ? program.buffer(finish.residual, images * csr.rows) : to;
   program.add_step(
-      std::make_unique<GatherStep>(from, to, residual, isa, csr, columns, std::move(finish), images));
+      std::make_unique<GatherStep>(from, to, residual, isa, way, csr, columns, std::move(finish), images));
 }
 
 void add_pool(Program& program, int source, int target, const Isa& isa, const PoolArgs& a,

@@ -74,6 +74,13 @@ Mapping mapping_of(const std::string& name) {
   throw std::invalid_argument("unknown mapping " + name);
 }
 
+GatherWay gather_way(const std::string& name, const Isa& isa) {
+  if (name == "fastest") return select_gather(isa);
+  if (name == "loads") return GatherWay::kLoads;
+  if (name == "instructions") return GatherWay::kInstructions;
+  throw std::invalid_argument("unknown way to gather " + name);
+}
+
 Across across(bool lanes) { return lanes ? Across::kImages : Across::kMap; }
 
 int thread_count(int threads) {
@@ -218,13 +225,16 @@ PYBIND11_MODULE(_core, m) {
           "gather_linear",
           [](Program& p, int source, int target, const py::array& value, const Array<int32_t>& column,
              const Array<int32_t>& rowptr, int64_t columns, const py::object& bias, int residual,
-             const std::string& activation, int64_t images, const std::string& values) {
-            add_gather(p, source, target, select_isa(Across::kMap), view(value, column, rowptr, values),
+             const std::string& activation, int64_t images, const std::string& values,
+             const std::string& way) {
+            const Isa& isa = select_isa(Across::kMap);
+            add_gather(p, source, target, isa, gather_way(way, isa), view(value, column, rowptr, values),
                        columns, finish(bias, residual, activation), images);
           },
           py::arg("source"), py::arg("target"), py::arg("value"), py::arg("column"), py::arg("rowptr"),
           py::kw_only(), py::arg("columns"), py::arg("bias") = py::none(), py::arg("residual") = -1,
-          py::arg("activation") = "none", py::arg("images"), py::arg("values") = "float32")
+          py::arg("activation") = "none", py::arg("images"), py::arg("values") = "float32",
+          py::arg("way") = "fastest")
       .def(
           "pool",
           [](Program& p, int source, int target, Pair size, Pair out, Pair kernel, Pair stride, Pair padding,

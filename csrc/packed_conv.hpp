@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "isa.hpp"
+#include "pages.hpp"
 
 namespace finepruning {
 
@@ -122,10 +123,10 @@ class PackedConv {
   std::vector<Unit> units;
   std::vector<int32_t> blocks;  // first unit of each block, and the end
   int64_t group_channels = 0, group_outputs = 0;
-  std::vector<uint16_t> offset;
+  PageVector<uint16_t> offset;
   ValueType value_type = ValueType::kFloat32;
-  std::vector<float> value;    // under kFloat32, else
-  std::vector<uint16_t> half;  // expanded a few rows at a time, just before they are used
+  PageVector<float> value;    // under kFloat32, else
+  PageVector<uint16_t> half;  // expanded a few rows at a time, just before they are used
   // A group's output channels are cut into segments of about equal work, which threads can share. Inside a
   // segment and block, rows stand by falling number of nonzeros.
   std::vector<uint32_t> order;  // output channel inside the group, segment by segment

@@ -1,12 +1,12 @@
 #include "program.hpp"
 
 #include <omp.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdlib>
-#include <new>
 #include <stdexcept>
+
+#include "pages.hpp"
 
 namespace finepruning {
 namespace {
@@ -14,7 +14,6 @@ namespace {
 constexpr int64_t kMaxFloats = int64_t{1} << 40;
 constexpr int64_t kMaxTurns = 1 << 20;
 constexpr int64_t kMaxBands = 4096;
-constexpr size_t kHugePage = size_t{2} << 20;
 // Of a thread's share of a step, so much is left to it: one in so many items.
 constexpr int64_t kSparedShare = 8;
 
@@ -32,15 +31,9 @@ Context::Context(int64_t arena_floats, int64_t scratch_floats, int threads, size
       counter_count_(counters),
       counters_(new std::atomic<int64_t>[static_cast<size_t>(threads) * (counters + kApart)]) {
   for (int thread = 0; thread < threads; ++thread) reset(thread, counters);
-  // A tile of a large map touches more pages of 4 KiB than the address cache holds.
   const size_t wanted = static_cast<size_t>(floats_) * 4 + 64;
   const size_t page = wanted >= kHugePage ? kHugePage : 4096;
-  const size_t bytes = (wanted + page - 1) / page * page;
-  memory_ = static_cast<float*>(std::aligned_alloc(page, bytes));
-  if (memory_ == nullptr) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-  if (page == kHugePage) madvise(memory_, bytes, MADV_HUGEPAGE);  // only advice: without it all works, slower
-#endif
+  memory_ = static_cast<float*>(allocate_pages((wanted + page - 1) / page * page));
 }
 
 void Context::reset(int thread, size_t counters) {

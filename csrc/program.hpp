@@ -134,9 +134,9 @@ struct Finish {
 // images: lane blocks under kLanes, images under kRows and kFlat, vectors of rows under kMatrix.
 void add_conv(Program& program, int source, int target, std::shared_ptr<const PackedConv> packed,
               Finish finish, int64_t images);
-// Fully connected layer on `images` single rows, x gathered.
-void add_gather(Program& program, int source, int target, const Isa& isa, const CsrView& csr, int64_t columns,
-                Finish finish, int64_t images);
+// Fully connected layer on `images` single rows, x gathered in a way that the instruction set must have.
+void add_gather(Program& program, int source, int target, const Isa& isa, GatherWay way, const CsrView& csr,
+                int64_t columns, Finish finish, int64_t images);
 // The maps that a pool reads and writes. images: vectors of them in lanes.
 struct PoolMaps {
   int64_t images, channels;

@@ -125,6 +125,7 @@ class Program:
         activation: str = "none",
         images: int,
         values: str = "float32",
+        way: str = "fastest",
     ) -> None: ...
     def pool(
         self,

@@ -122,8 +122,8 @@ void planar(Program& p, const Isa& isa, ValueType type, Mapping mapping) {
   add_pool(p, sum, small, isa, kPool, {kChunk, kOutputs, false, kWhole, kResult});
   add_copy(p, small, window, kChunk, kSmall, 0, kSmall);
   p.add_loop(0, kTurns);
-  add_gather(p, all, p.add_buffer(Buffer::kOutput, 0, kImages * 10), isa, linear.view(), kSmall, finish(10),
-             kImages);
+  add_gather(p, all, p.add_buffer(Buffer::kOutput, 0, kImages * 10), isa, select_gather(isa), linear.view(),
+             kSmall, finish(10), kImages);
 }
 
 // Maps in two bands: convolutions into them and from them, with a residual, elementwise work, pooling.
@@ -141,8 +141,8 @@ void in_bands(Program& p, const Isa& isa, ValueType type, Mapping mapping) {
            finish(kOutputs, map), kImages);
   add_elementwise(p, sum, map, sum, isa, band, Binary::kAdd, Activation::kHardswish);
   add_pool(p, sum, small, isa, kPool, {kImages, kOutputs, false, kHalves, kResult});
-  add_gather(p, small, p.add_buffer(Buffer::kOutput, 0, kImages * 10), isa, linear.view(), kSmall, finish(10),
-             kImages);
+  add_gather(p, small, p.add_buffer(Buffer::kOutput, 0, kImages * 10), isa, select_gather(isa), linear.view(),
+             kSmall, finish(10), kImages);
 }
 
 std::vector<float> call(Program& p, const std::vector<float>& x, int threads) {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +111,16 @@ def test_split_vectors_hold_half_as_many_images(monkeypatch: pytest.MonkeyPatch)
     assert (_core.lanes(), _core.map_lanes()) == (8, 16)
     monkeypatch.setenv("FINEPRUNING_ISA", "avx512vl")
     assert (_core.isa(), _core.map_isa(), _core.lanes(), _core.map_lanes()) == ("avx512vl",) * 2 + (8, 8)
+
+
+def test_every_process_chooses_the_same_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors raise their voltage only after some work with whole vectors; a probe must wait for that."""
+    monkeypatch.delenv("FINEPRUNING_ISA", raising=False)
+    program = f"import sys; sys.path.insert(0, {str(Path(_core.__file__).parent)!r}); import _core; "
+    command = [sys.executable, "-c", program + "print(_core.isa(), _core.lanes())"]
+    assert {subprocess.check_output(command, text=True) for _ in range(20)} == {
+        f"{_core.isa()} {_core.lanes()}\n"
+    }
 
 
 @pytest.mark.parametrize("isa", sorted({kernel["isa"] for kernel in _core.kernels()}))
