@@ -1,9 +1,11 @@
 // Sparse convolution: for each tile of output positions, pack one block of input after the other and run
 // the tile kernel over a range of output channels.
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <stdexcept>
 
+#include "cost_model.hpp"
 #include "program.hpp"
 
 namespace finepruning {
@@ -52,13 +54,14 @@ class ConvStep final : public NativeStep {
     args.low = finish_.low;
     args.high = finish_.high;
     args.pooled = p.pooled;
-    args.fetch = p.fetches_result();
     const int64_t k = tile.group * p.group_outputs;
     args.bias = finish_.bias.empty() ? nullptr : finish_.bias.data() + k;
     const float* source = resolve(source_, frame);
     const int64_t at = place(image, tile, k, &args);
     args.output = resolve(target_, frame) + at;
     args.residual = finish_.residual >= 0 ? resolve(residual_, frame) + at : nullptr;
+    args.stream = streams(args);
+    args.fetch = p.fetches_result() && !args.stream;
 
     for (int64_t b = 0; b < p.block_count(); ++b) {
       args.input = reinterpret_cast<const char*>(gather(source, image, tile, b, scratch));
@@ -106,6 +109,17 @@ class ConvStep final : public NativeStep {
       args.order += args.rows;
       args.count += args.rows;
     }
+  }
+
+  // Whether a tile goes past the caches: its rows must then be whole lines.
+  bool streams(const TileArgs& args) const {
+    const PackedConv& p = *packed_;
+    const int64_t pool = p.pooled ? 2 : 1, row = p.tile_columns / pool * p.lanes();
+    const bool lines = row % kLineFloats == 0 && args.output_channel % kLineFloats == 0 &&
+                       (p.tile_rows <= pool || args.output_row % kLineFloats == 0) &&
+                       reinterpret_cast<uintptr_t>(args.output) % (kLineFloats * sizeof(float)) == 0;
+    return lines && args.residual == nullptr && (p.mapping == Mapping::kLanes || !p.pooled) &&
+           images_ * p.shape.out_channels * args.output_channel * int64_t{sizeof(float)} > kStreamedBytes;
   }
 
   int64_t base_items() const { return image_tiles_ * packed_->tiles(); }

@@ -9,6 +9,7 @@ namespace finepruning {
 // Bytes that a core's caches hold of one tile's data.
 inline constexpr int64_t kFirstLevelBytes = 36 * 1024;    // of 32 or 48 KiB
 inline constexpr int64_t kSecondLevelBytes = 700 * 1024;  // of 512 KiB or 1 MiB
+inline constexpr int64_t kStreamedBytes = 24 << 20;       // of a result that no cache keeps until it is read
 
 // One tile: `vectors` registers' worth of output for every row of a group.
 struct TileWork {

@@ -59,6 +59,9 @@ struct TileArgs {
   float low, high;                    // the result is clamped to [low, high]
   bool first, last;
   bool fetch;  // lines of the result some rows ahead: it lies beyond the second-level cache
+  // Whole tiles are written past the caches, which would not keep the result: their rows are whole lines, and
+  // nothing is added to them.
+  bool stream;
   // The last block writes the maxima of 2x2 vectors, or of 2x2 lanes where lanes are neighbours of a row;
   // `output` and its strides count those.
   bool pooled;

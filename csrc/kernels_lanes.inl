@@ -55,6 +55,22 @@ inline void store_first(First lanes, float* p, V v) {
     }
 }
 #endif
+// Writes an aligned vector past the caches; the rest of its line must follow. The fence comes after the last.
+inline void store_streamed(float* p, V v) {
+#if FINEPRUNING_MASKS && FINEPRUNING_VECTOR_FLOATS == 16
+  _mm512_stream_ps(p, reinterpret_cast<__m512>(v));
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, reinterpret_cast<__m256>(v));
+#else
+  store(p, v);
+#endif
+}
+inline void fence_streamed() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 inline V load_lanes(const float* p, int64_t n) { return load_first(first_lanes(n), p); }
 inline void store_lanes(float* p, V v, int64_t n) { store_first(first_lanes(n), p, v); }
 

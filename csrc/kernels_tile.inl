@@ -29,7 +29,8 @@ struct Places {
 
 // Clamps and stores the maxima of 2x2 vectors of one finished tile. What lies inside the map comes in pairs.
 template <int ROWS, int COLUMNS>
-inline __attribute__((always_inline)) void finish_pooled(const TileArgs& t, const V* sum, float* out) {
+inline __attribute__((always_inline)) void finish_pooled(const TileArgs& t, bool stream, const V* sum,
+                                                         float* out) {
 #pragma GCC unroll 8
   for (int r = 0; r + 1 < ROWS; r += 2)
 #pragma GCC unroll 16
@@ -37,7 +38,8 @@ inline __attribute__((always_inline)) void finish_pooled(const TileArgs& t, cons
       if (r >= t.rows_used || c >= t.columns_used) continue;
       const V* at = sum + r * COLUMNS + c;
       const V result = larger(larger(at[0], at[1]), larger(at[COLUMNS], at[COLUMNS + 1]));
-      store(out + r / 2 * t.output_row + c / 2 * VL, clamp(result, t.low, t.high));
+      float* const to = out + r / 2 * t.output_row + c / 2 * VL;
+      stream ? store_streamed(to, clamp(result, t.low, t.high)) : store(to, clamp(result, t.low, t.high));
     }
 }
 
@@ -171,20 +173,25 @@ inline __attribute__((always_inline)) void add_row(V (*sum)[ROWS * COLUMNS], con
 
 // Writes a row's sums: the result after the last block, what the next block starts from before.
 // One-row tiles serve rectangles, too, whose sides only `t` knows; where those are pooled, sums go to `tile`,
-// for finish_pooled_rows. `whole`: no edge of the map cuts the tile, and its sides are ROWS and COLUMNS.
+// for finish_pooled_rows. `stream`: past the caches. `whole`: no edge of the map cuts the tile, and its sides
+// are ROWS and COLUMNS.
 template <int ROWS, int COLUMNS, bool LAST>
 inline __attribute__((always_inline)) void write_row(const TileArgs& t, const Places<ROWS * COLUMNS>& places,
-                                                     bool whole, const V* sum, ptrdiff_t k, float* tile) {
+                                                     bool stream, bool whole, const V* sum, ptrdiff_t k,
+                                                     float* tile) {
   constexpr int P = ROWS * COLUMNS;
   const float* residual = t.residual ? t.residual + k * t.output_channel : nullptr;
   float* out = t.output + k * t.output_channel;
   if (ROWS % 2 == 0 && COLUMNS % 2 == 0 && LAST && t.pooled) {
-    finish_pooled<ROWS, COLUMNS>(t, sum, out);
+    finish_pooled<ROWS, COLUMNS>(t, stream, sum, out);
   } else if (!LAST || (ROWS == 1 && t.pooled)) {
     float* to = LAST ? tile : t.partial + k * P * VL;
     __asm__("" : "+r"(to));  // as in add_nonzero
 #pragma GCC unroll 32
     for (int v = 0; v < P; ++v) store(to + v * VL, sum[v]);
+  } else if (LAST && stream) {
+#pragma GCC unroll 32
+    for (int v = 0; v < P; ++v) store_streamed(out + places.at[v], clamp(sum[v], t.low, t.high));
   } else if (whole) {
 #pragma GCC unroll 32
     for (int v = 0; v < P; ++v) {
@@ -227,6 +234,7 @@ void run_block(const TileArgs& args) {
   const TileArgs t = args;  // no store can change it, as the compiler must think of `args`
   const Places<P> places(t);
   const bool whole = t.rows_used == ROWS && t.columns_used == COLUMNS && t.columns == COLUMNS && t.tail == VL;
+  const bool stream = LAST && t.stream && t.rows_used * t.columns_used == P && t.tail == VL;
   const uint16_t* offset = t.offset;
   const float* value = t.value;
   alignas(64) float tile[P * VL];
@@ -250,11 +258,12 @@ void run_block(const TileArgs& args) {
     for (int u = 1; u < UNROLL; ++u)
 #pragma GCC unroll 32
       for (int v = 0; v < P; ++v) sum[0][v] += sum[u][v];
-    write_row<ROWS, COLUMNS, LAST>(t, places, whole, sum[0], k, tile);
+    write_row<ROWS, COLUMNS, LAST>(t, places, stream, whole, sum[0], k, tile);
     if (ROWS == 1 && LAST && t.pooled) finish_pooled_rows(t, tile, t.output + k * t.output_channel);
     offset += count;
     value += count;
   }
+  if (stream) fence_streamed();
 }
 
 template <int ROWS, int COLUMNS>
