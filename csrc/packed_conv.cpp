@@ -151,8 +151,7 @@ void PackedConv::lay_out(const CsrView& csr, const Choice& wanted) {
   copy_share = layout.copy_share;
   const int64_t oh = out_height(), ow = out_width();
   const int64_t images = mapping == Mapping::kLanes || mapping == Mapping::kMatrix ? lanes() : 1;
-  fetches_result_ =
-      lanes() < kLineFloats && !pooled && shape.out_channels * oh * ow * images * 4 > kSecondLevelBytes;
+  fetches_result_ = !pooled && shape.out_channels * oh * ow * images * 4 > kSecondLevelBytes;
   const Bands bands = out_bands();
   tiles_x_ = tiles_of(1, 1, tile_columns);
   band_tiles_ = tiles_of(bands.rows_of(0), tile_rows, tile_columns);
