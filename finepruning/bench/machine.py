@@ -15,7 +15,7 @@ import torch
 
 import finepruning
 from finepruning import _core
-from finepruning.engine.timing_table import cpu_name
+from finepruning.environment import cpu_name
 
 ALWAYS = ("torch", "torchvision", "numpy")
 

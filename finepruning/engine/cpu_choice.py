@@ -26,7 +26,8 @@ from finepruning.engine.cpu_runner import Runner
 from finepruning.engine.cpu_schedule import Schedule, in_lanes, loop_lost_without, schedule
 from finepruning.engine.cpu_weights import with_dense_weights
 from finepruning.engine.plan import Plan, Step
-from finepruning.engine.timing_table import TimingTable, cache_folder, cache_path, cpu_name
+from finepruning.engine.timing_table import TimingTable, cache_folder, cache_path
+from finepruning.environment import cpu_name
 from finepruning.sparse.csr import CSR
 
 # Up to this density no dense kernel was ever faster; fewer multiply-accumulates are not worth a call.

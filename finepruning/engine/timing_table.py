@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 import re
 import tempfile
 import threading
@@ -104,17 +103,6 @@ def cache_folder() -> Path | None:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored, says its specification
     return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "finepruning"
-
-
-def cpu_name() -> str:
-    """The processor's name as the kernel reports it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def cache_path(identity: Mapping[str, str], kind: str, folder: Path) -> Path:

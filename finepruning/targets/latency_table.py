@@ -25,7 +25,8 @@ from finepruning.engine.builder import smallest
 from finepruning.engine.cpu_choice import DENSE_ABOVE, FEW_COLUMNS
 from finepruning.engine.fuse import fuse
 from finepruning.engine.model import make_executor
-from finepruning.engine.timing_table import TimingTable, cache_folder, cache_path, cpu_name
+from finepruning.engine.timing_table import TimingTable, cache_folder, cache_path
+from finepruning.environment import cpu_name
 from finepruning.sparse.graph import to_json
 from finepruning.sparse.storage import StoredModel
 
