@@ -6,7 +6,7 @@ import pytest
 
 from finepruning.environment import cpu_name
 
-ZEN_4 = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel\t\t: 1\n"
+ZEN_4 = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\n"
 
 
 def test_generations_of_one_name_differ(monkeypatch: pytest.MonkeyPatch) -> None:
