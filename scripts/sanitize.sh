@@ -55,6 +55,6 @@ for isa in $instruction_sets; do # --capture=sys lets the sanitizers' reports th
   echo "AddressSanitizer and UndefinedBehaviorSanitizer, $isa kernels:"
   FINEPRUNING_ISA=$isa run -m pytest -q --capture=sys -p no:cacheprovider tests/csrc tests/engine/test_cpu.py \
     tests/engine/test_cpu_pooling.py tests/engine/test_cpu_residual.py tests/engine/test_cpu_values.py \
-    tests/engine/test_cpu_schedule.py tests/engine/test_cpu_bands.py
+    tests/engine/test_cpu_schedule.py tests/engine/test_cpu_bands.py tests/engine/test_cpu_streaming.py
 done
 echo "AddressSanitizer and UndefinedBehaviorSanitizer found nothing ($instruction_sets)."
