@@ -61,7 +61,7 @@ bool wide_arithmetic() {
 
 // Whether gather instructions read columns faster than single loads, from the first-level cache.
 bool gather_instructions(const Isa& isa) {
-  constexpr int kRuns = 32;
+  constexpr int kRuns = 64;
   constexpr int64_t kRows = 8;
   constexpr uint32_t kNonzeros = 256;  // of a row: 1 to 2 us a run
   static float x[4096], value[kRows * kNonzeros], y[kRows];
