@@ -33,6 +33,13 @@ const Isa* find_isa(const char* name) {
 
 namespace {
 
+template <class Run>
+double seconds_of(Run run) {
+  const auto start = std::chrono::steady_clock::now();
+  run();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
 #ifdef FINEPRUNING_X86
 // Whether the machine computes more with whole vectors of AVX-512 than with halves: some processors split
 // them (Zen 4), or have one unit for them and two for halves. Rates differ by two or not at all; the best of
@@ -47,11 +54,10 @@ bool wide_arithmetic() {
   const auto begin = std::chrono::steady_clock::now();
   for (int run = 0; run < kRuns || std::chrono::steady_clock::now() - begin < kTime; ++run) {
     for (const Isa* isa : {&kIsaAvx512vl, &kIsaAvx512}) {
-      const auto start = std::chrono::steady_clock::now();
-      const double done = isa->fma_loop(kIterations);
-      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+      double done = 0;
+      const double seconds = seconds_of([&] { done = isa->fma_loop(kIterations); });
       double& rate = rates[isa == &kIsaAvx512];
-      rate = std::max(rate, done / seconds.count());
+      rate = std::max(rate, done / seconds);
     }
     if (run >= kSettled && rates[1] > 1.5 * rates[0]) return true;
   }
@@ -71,12 +77,11 @@ bool gather_instructions(const Isa& isa) {
   for (uint16_t& c : column) c = static_cast<uint16_t>((random = random * 1664525 + 1013904223) >> 20);
   double seconds[kGatherWays] = {1, 1};
   for (int run = 0; run < kRuns; ++run)
-    for (int way = 0; way < kGatherWays; ++way) {
-      const auto start = std::chrono::steady_clock::now();
-      isa.gather_rows[way][0](x, column, value, rowptr, nullptr, nullptr, y, kRows, 0, 1);
-      const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
-      seconds[way] = std::min(seconds[way], taken.count());
-    }
+    for (int way = 0; way < kGatherWays; ++way)
+      seconds[way] =
+          std::min(seconds[way], seconds_of([&] {
+                     isa.gather_rows[way][0](x, column, value, rowptr, nullptr, nullptr, y, kRows, 0, 1);
+                   }));
   return seconds[1] < seconds[0];
 }
 

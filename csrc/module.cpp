@@ -74,10 +74,12 @@ Mapping mapping_of(const std::string& name) {
   throw std::invalid_argument("unknown mapping " + name);
 }
 
+constexpr const char* kWayNames[kGatherWays] = {"loads", "instructions"};
+
 GatherWay gather_way(const std::string& name, const Isa& isa) {
   if (name == "fastest") return select_gather(isa);
-  if (name == "loads") return GatherWay::kLoads;
-  if (name == "instructions") return GatherWay::kInstructions;
+  for (int i = 0; i < kGatherWays; ++i)
+    if (name == kWayNames[i]) return static_cast<GatherWay>(i);
   throw std::invalid_argument("unknown way to gather " + name);
 }
 
@@ -149,15 +151,25 @@ py::list kernels() {
       row["name"] = "sparse_tile";
       row["isa"] = name;
       row["tile"] = py::make_tuple(isa->tiles[i].rows, isa->tiles[i].columns);
+      row["way"] = py::none();
       rows.append(row);
     }
-    for (const char* other :
-         {"gather_rows", "gather_rows_block", "gather_flat_block", "gather_lanes_block", "pool", "pool_lanes",
-          "elementwise", "expand", "broadcast", "to_lanes", "from_lanes"}) {
+    for (int way = 0; way < kGatherWays; ++way) {
+      if (isa->gather_rows[way][0] == nullptr) continue;
+      py::dict row;
+      row["name"] = "gather_rows";
+      row["isa"] = name;
+      row["tile"] = py::none();
+      row["way"] = kWayNames[way];
+      rows.append(row);
+    }
+    for (const char* other : {"gather_rows_block", "gather_flat_block", "gather_lanes_block", "pool",
+                              "pool_lanes", "elementwise", "expand", "broadcast", "to_lanes", "from_lanes"}) {
       py::dict row;
       row["name"] = other;
       row["isa"] = name;
       row["tile"] = py::none();
+      row["way"] = py::none();
       rows.append(row);
     }
   }

@@ -12,6 +12,7 @@ class Kernel(TypedDict):
     name: str
     isa: str
     tile: tuple[int, int] | None
+    way: str | None  # in which "gather_rows" reads its input
 
 class PackedConv:
     """Weights of a convolution, repacked for one geometry and mapping: "lanes", "rows", "flat", "matrix", or

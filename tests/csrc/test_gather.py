@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from finepruning import _core
 
-ISAS = sorted({row["isa"] for row in _core.kernels()})
-WAYS = [(isa, "instructions") for isa in ISAS if isa != "portable"] + [(isa, "loads") for isa in ISAS]
+WAYS = [(row["isa"], row["way"]) for row in _core.kernels() if row["name"] == "gather_rows"]
 
 
 def stored(value: NDArray[np.float32], values: str) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
