@@ -111,11 +111,11 @@ class ConvStep final : public NativeStep {
     }
   }
 
-  // Whether a tile goes past the caches: its rows must then be whole lines.
+  // Whether a tile goes past the caches, which pays where a vector is a line and whole lines are written.
   bool streams(const TileArgs& args) const {
     const PackedConv& p = *packed_;
-    const int64_t pool = p.pooled ? 2 : 1, row = p.tile_columns / pool * p.lanes();
-    const bool lines = row % kLineFloats == 0 && args.output_channel % kLineFloats == 0 &&
+    const int64_t pool = p.pooled ? 2 : 1;
+    const bool lines = p.lanes() == kLineFloats && args.output_channel % kLineFloats == 0 &&
                        (p.tile_rows <= pool || args.output_row % kLineFloats == 0) &&
                        reinterpret_cast<uintptr_t>(args.output) % (kLineFloats * sizeof(float)) == 0;
     return lines && args.residual == nullptr && (p.mapping == Mapping::kLanes || !p.pooled) &&

@@ -55,18 +55,16 @@ inline void store_first(First lanes, float* p, V v) {
     }
 }
 #endif
-// Writes an aligned vector past the caches; the rest of its line must follow. The fence comes after the last.
+// Writes an aligned vector past the caches, where it is a line. The fence comes after the last.
 inline void store_streamed(float* p, V v) {
 #if FINEPRUNING_MASKS && FINEPRUNING_VECTOR_FLOATS == 16
   _mm512_stream_ps(p, reinterpret_cast<__m512>(v));
-#elif defined(__AVX2__)
-  _mm256_stream_ps(p, reinterpret_cast<__m256>(v));
 #else
   store(p, v);
 #endif
 }
 inline void fence_streamed() {
-#if defined(__AVX2__)
+#if FINEPRUNING_MASKS && FINEPRUNING_VECTOR_FLOATS == 16
   _mm_sfence();
 #endif
 }
