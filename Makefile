@@ -1,9 +1,10 @@
 # `make demo` shows the product end to end; `make test` runs the suite. Both make their own environment.
 # `make coverage` is `make test` with the share of lines and branches that the suite reaches; `make sanitize` runs the
-# tests of the kernels in builds with sanitizers.
+# tests of the kernels in builds with sanitizers. JOBS processes run the tests, with one thread each.
 
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 NATIVE := $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.inl tests/csrc/*.cpp)
@@ -15,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/finepruning bench runs/latest
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 coverage:
 	PYTEST_ADDOPTS="--cov --cov-report=term:skip-covered" $(MAKE) test
