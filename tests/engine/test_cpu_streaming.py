@@ -1,4 +1,4 @@
-"""Results so large that no cache keeps them, which kernels of whole lines write past the caches, against float64."""
+"""Results beyond any cache, which kernels whose vector is a line write past the caches, against float64."""
 
 from __future__ import annotations
 
