@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "cycle_costs.hpp"
+
 namespace finepruning {
 
 // Floats of a cache line, to which buffers are aligned.
@@ -134,6 +136,7 @@ struct Isa {
   int lanes;  // floats of a vector: images, or neighbouring output positions, side by side
   const TileEntry* tiles;
   int tile_count;
+  const CycleCosts* costs;  // what the choice of a tile rests on
   GatherKernel gather_rows_block, gather_flat_block, gather_lanes_block;
   GatherRows gather_rows[kGatherWays][kValueTypes];  // none for instructions that it lacks
   Expand expand[kValueTypes];                        // none for float32

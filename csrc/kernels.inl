@@ -55,6 +55,11 @@ const Isa FINEPRUNING_ISA_TABLE = {
     VL,
     kTiles,
     static_cast<int>(sizeof kTiles / sizeof kTiles[0]),
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    &kAvx2Costs,
+#else
+    &kWideCosts,
+#endif
     gather_rows_block,
     gather_flat_block,
     gather_lanes_block,

@@ -230,7 +230,7 @@ inline __attribute__((always_inline)) void fetch_row(const Places<P>& places, in
 template <int ROWS, int COLUMNS, bool LAST>
 void run_block(const TileArgs& args) {
   constexpr int P = ROWS * COLUMNS;
-  constexpr int UNROLL = P >= 8 ? 1 : P >= 2 ? 2 : 4;
+  constexpr int UNROLL = sets_of_sums(P);
   const TileArgs t = args;  // no store can change it, as the compiler must think of `args`
   const Places<P> places(t);
   const bool whole = t.rows_used == ROWS && t.columns_used == COLUMNS && t.columns == COLUMNS && t.tail == VL;

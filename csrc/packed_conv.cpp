@@ -232,29 +232,41 @@ void PackedConv::make_units(const CsrView& csr) {
   units_a_group_ = static_cast<int64_t>(units.size());
 }
 
-double PackedConv::packing_cycles(int tile_columns, double map_bytes) const {
+double PackedConv::packing_cycles(int tile_columns, int unit_rows, int unit_columns, double map_bytes) const {
+  const CycleCosts& costs = *isa->costs;
   // Maps that the second-level cache does not hold come from further away, with every tile anew.
-  const double far = map_bytes > 8e6 ? 12.0 : map_bytes > 1e6 ? 5.0 : 0.0;
+  const int from = distance(map_bytes);
+  const double far = costs.packed_vector[from];
+  double vector = 2.0, run = 0.0;
   switch (mapping) {
     case Mapping::kLanes:
-      return 2.0 + far;
+      vector = costs.lanes_vector + far + (shape.stride_w > 1 ? costs.strided_vector : 0.0);
+      run = costs.packed_run[from];
+      break;
     case Mapping::kRows:
       // Tiles side by side read the same lines soon after each other.
-      return 3.0 + static_cast<double>(std::min<int64_t>(shape.stride_w, 4)) +
-             0.1 * far / std::min(tile_columns, 4);
+      vector = 3.0 + static_cast<double>(std::min<int64_t>(shape.stride_w, 4)) +
+               0.1 * far / std::min(tile_columns, 4);
+      run = 0.5 * costs.packed_run[from];
+      break;
     case Mapping::kFlat: {
+      run = 0.5 * costs.packed_run[from];
       const bool same = shape.stride_h == 1 && shape.stride_w == 1 && shape.out_height() == shape.height &&
                         shape.out_width() == shape.width &&
                         2 * std::max(shape.pad_h, shape.pad_w) < kFlatReach;
-      if (same) return (shape.pad_h == 0 && shape.pad_w == 0 ? 3.0 : 4.0) + far / std::min(tile_columns, 4);
+      if (same) {
+        vector = (shape.pad_h == 0 && shape.pad_w == 0 ? 3.0 : 4.0) + far / std::min(tile_columns, 4);
+        break;
+      }
       // Row after row: each begins somewhere in a vector.
-      const double run = static_cast<double>(std::min<int64_t>(shape.out_width(), lanes()));
-      return (shape.stride_w <= 2 && shape.out_width() <= lanes() ? 6.0 : 25.0) * lanes() / run + far;
+      const double row = static_cast<double>(std::min<int64_t>(shape.out_width(), lanes()));
+      vector = (shape.stride_w <= 2 && shape.out_width() <= lanes() ? 6.0 : 25.0) * lanes() / row + far;
+      break;
     }
     case Mapping::kMatrix:
-      return 2.0;
+      break;
   }
-  return 2.0;
+  return static_cast<double>(units_a_group_ * unit_rows) * (unit_columns * vector + run);
 }
 
 PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wanted) const {
@@ -297,10 +309,9 @@ PackedConv::Layout PackedConv::best_layout(const CsrView& csr, const Choice& wan
                           row_nonzeros,
                           count,
                           l.block_units * unit_bytes,
-                          static_cast<double>(units_a_group_ * vectors),
-                          packing_cycles(tile_w, map_bytes),
+                          packing_cycles(tile_w, l.unit_rows, l.unit_columns, map_bytes),
                           out_bytes};
-      const TileCycles cycles = tile_cycles(work);
+      const TileCycles cycles = tile_cycles(work, *isa->costs);
       l.cost = tiles * static_cast<double>(shape.groups) * cycles.total;
       l.copy_share = cycles.packing / cycles.total;
       l.time = l.cost;

@@ -165,7 +165,8 @@ class PackedConv {
   void lay_out(const CsrView& csr, const Choice& wanted);
   void make_units(const CsrView& csr);
   Layout best_layout(const CsrView& csr, const Choice& wanted) const;
-  double packing_cycles(int tile_columns, double map_bytes) const;
+  // Of a tile whose units have so many vectors.
+  double packing_cycles(int tile_columns, int unit_rows, int unit_columns, double map_bytes) const;
   void pack(const CsrView& csr);
   int64_t segments_wanted() const;
   void assign_segments(const int32_t* rowptr, std::vector<std::vector<uint32_t>>* rows_of) const;
