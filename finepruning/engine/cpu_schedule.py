@@ -20,10 +20,12 @@ from finepruning.sparse.csr import CSR
 _LOOPED = {"conv2d", "max_pool2d", "avg_pool2d", "add", "mul", "identity", "concat"}
 # Of the machine the cost model was fitted to: bytes that its last cache holds of one step's maps, bytes that
 # cross from there and from memory in a cycle, all cores together, and what sharing out few images costs. With
-# AVX2, images one by one fall a little further behind images side by side than their cycles say.
+# AVX2, images one by one fall a little further behind images side by side than their cycles
+# say; elsewhere that is a guess.
 _CACHE_BYTES = 24 << 20
 _CACHE_BYTES_A_CYCLE, _MEMORY_BYTES_A_CYCLE = 25.0, 10.0
-_LOOP_FACTOR, _LOOP_FACTOR_OF_8 = 1.2, 1.3
+_LOOP_FACTOR = {"avx512": 1.2, "avx2": 1.3}
+_LOOP_FACTOR_ELSEWHERE = 2.0
 # A map's vectors are wider than those of images side by side where the machine splits wide ones: arithmetic
 # then takes twice the cycles, a nonzero's weight and address do not.
 _SPLIT_FACTOR = 1.75
@@ -100,7 +102,7 @@ def _linear_cycles(plan: Plan) -> float:
 
 
 def _few_factor() -> float:
-    return _LOOP_FACTOR if _core.map_lanes() > 8 else _LOOP_FACTOR_OF_8
+    return _LOOP_FACTOR.get(_core.map_isa(), _LOOP_FACTOR_ELSEWHERE)
 
 
 def loop_lost_without(plan: Plan, index: int, threads: int) -> float:
