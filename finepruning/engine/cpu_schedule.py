@@ -20,8 +20,8 @@ from finepruning.sparse.csr import CSR
 _LOOPED = {"conv2d", "max_pool2d", "avg_pool2d", "add", "mul", "identity", "concat"}
 # Of the machine the cost model was fitted to: bytes that its last cache holds of one step's maps, bytes that
 # cross from there and from memory in a cycle, all cores together, and what sharing out few images costs. With
-# AVX2, images one by one fall a little further behind images side by side than their cycles
-# say; elsewhere that is a guess.
+# AVX2, images one by one fall a little further behind images side by side than their cycles say;
+# for other builds that is a guess.
 _CACHE_BYTES = 24 << 20
 _CACHE_BYTES_A_CYCLE, _MEMORY_BYTES_A_CYCLE = 25.0, 10.0
 _LOOP_FACTOR = {"avx512": 1.2, "avx2": 1.3}
