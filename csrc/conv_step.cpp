@@ -228,8 +228,8 @@ class ConvStep final : public NativeStep {
 void add_conv(Program& program, int source, int target, std::shared_ptr<const PackedConv> packed,
               Finish finish, int64_t images) {
   const ConvShape& s = packed->shape;
-  const int64_t width =
-      packed->mapping == Mapping::kLanes || packed->mapping == Mapping::kMatrix ? packed->lanes() : 1;
+  const bool lanes = packed->mapping == Mapping::kLanes || packed->mapping == Mapping::kMatrix;
+  const int64_t width = lanes ? packed->lanes() : 1;
   if (images < 1 || images > (1 << 28)) throw std::invalid_argument("images must lie in [1, 2^28]");
   if (!finish.bias.empty() && static_cast<int64_t>(finish.bias.size()) != s.out_channels)
     throw std::invalid_argument("bias must have one value per output channel");
@@ -238,9 +238,10 @@ void add_conv(Program& program, int source, int target, std::shared_ptr<const Pa
   const int64_t out = images * s.out_channels * result.pitch() * width;
   if (packed->pooled && finish.residual >= 0)
     throw std::invalid_argument("a pooled convolution takes no residual");
-  const Buffer& from = program.buffer(source, in, given.count());
-  const Buffer& to = program.buffer(target, out, result.count());
-  const Buffer residual = finish.residual >= 0 ? program.buffer(finish.residual, out, result.count()) : to;
+  const Buffer& from = program.buffer_of(lanes, source, in, given.count());
+  const Buffer& to = program.buffer_of(lanes, target, out, result.count());
+  const Buffer residual =
+      finish.residual >= 0 ? program.buffer_of(lanes, finish.residual, out, result.count()) : to;
   if (residual.band != to.band)
     throw std::invalid_argument("bands of a residual must lie as far apart as the result's");
   program.add_step(

@@ -82,6 +82,13 @@ const Buffer& Program::buffer(int id, int64_t needed, int64_t bands) const {
   return buffers_[id];
 }
 
+const Buffer& Program::buffer_of(bool vectors, int id, int64_t needed, int64_t bands) const {
+  const Buffer& found = buffer(id, needed, bands);
+  require(!vectors || (found.kind == Buffer::kArena && found.stride % kLineFloats == 0),
+          "images side by side lie in the arena, at whole cache lines");
+  return found;
+}
+
 int64_t Program::bands(int id) const {
   require(id >= 0 && static_cast<size_t>(id) < buffers_.size(), "no such buffer");
   return buffers_[id].bands;

@@ -143,6 +143,23 @@ def test_transposing_there_and_back(isa: str, images: int, n: int, monkeypatch: 
     assert (view[-1, :, (images - 1) % lanes + 1 :] == 0).all()
 
 
+@pytest.mark.parametrize("to_lanes", [True, False])
+def test_images_side_by_side_are_not_taken_from_the_caller(to_lanes: bool) -> None:
+    """Kernels read and write them as aligned vectors; a NumPy array may begin anywhere."""
+    floats = _core.lanes() * 5
+    program = _core.Program(floats)
+    inside = program.buffer("arena", 0, floats)
+    outside = program.buffer("output" if to_lanes else "input", 0, floats)
+    source, target = (inside, outside) if to_lanes else (outside, inside)
+    with pytest.raises(ValueError, match="side by side"):
+        program.transpose(source, target, images=_core.lanes(), n=5, to_lanes=to_lanes)
+    sizes = {"size": (1, 5), "out": (1, 5), "kernel": (1, 1), "stride": (1, 1), "padding": (0, 0)}
+    with pytest.raises(ValueError, match="side by side"):
+        program.pool(source, target, images=1, channels=1, lanes=True, maximum=True, **sizes)
+    with pytest.raises(ValueError, match="side by side"):
+        program.broadcast(source, inside, target, images=1, channels=1, n=5, lanes=True, op="add")
+
+
 def test_kernels_cover_every_instruction_set() -> None:
     table = _core.kernels()
     assert {row["isa"] for row in table} >= {"portable"}
