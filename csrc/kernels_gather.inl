@@ -83,27 +83,36 @@ inline void gather_rows_of(const GatherArgs& args) {
   const int64_t row_floats = static_cast<int64_t>(g.unit_columns) * VL, step = g.stride_h * g.width;
   const int64_t y = g.y * g.stride_h - g.pad_h, x = g.x * STEP - g.pad_w;
   const BandCursor begin(g, y);
+  // What lies inside the map is the same in every row and channel: it is found once for each tap.
+  constexpr int kTaps = 8;
+  Take<STEP> takes[kTaps][FINEPRUNING_TILE_VECTORS];
+  int64_t known[kTaps] = {};  // the tap + 1, or 0
   float* out = g.out;
   for (int64_t u = 0; u < g.count; ++u, out += g.unit_rows * row_floats) {
     const Unit unit = g.units[u];
-    const RowsInside rows(g, y + unit.dy, g.unit_rows);
-    const int64_t first = y + unit.dy + rows.above * g.stride_h;
-    for (int64_t c = 0; c < row_floats; c += VL) {
-      // What lies inside the map is the same in every row.
-      const int64_t at = x + unit.dx + STEP * c;
-      const Take<STEP> take(at, g.width, VL);
-      float* to = out + c;
-      int64_t r = 0, iy = first;
-      for (; r < rows.above; ++r, to += row_floats) store(to, V{});
-      for (BandCursor band = begin; r < rows.below;) {
-        band.advance(g, iy);
-        const float* from = band.base + unit.channel * g.pitch + iy * g.width + at;
-        const int64_t stop = r + band.inside(g, iy, rows.below - r);
-        iy += (stop - r) * g.stride_h;
-        for (; r < stop; ++r, from += step, to += row_floats) store(to, take.from(from));
-      }
-      for (; r < g.unit_rows; ++r, to += row_floats) store(to, V{});
+    Take<STEP>* const take = takes[unit.dx % kTaps];
+    if (known[unit.dx % kTaps] != unit.dx + 1) {
+      known[unit.dx % kTaps] = unit.dx + 1;
+      for (int c = 0; c < g.unit_columns; ++c) take[c] = Take<STEP>(x + unit.dx + STEP * c * VL, g.width, VL);
     }
+    const RowsInside rows(g, y + unit.dy, g.unit_rows);
+    float* to = out + rows.above * row_floats;
+    int64_t r = rows.above, iy = y + unit.dy + r * g.stride_h;
+    zero(out, r * row_floats);
+    for (BandCursor band = begin; r < rows.below;) {
+      band.advance(g, iy);
+      const float* from = band.base + unit.channel * g.pitch + iy * g.width + x + unit.dx;
+      const int64_t stop = r + band.inside(g, iy, rows.below - r);
+      iy += (stop - r) * g.stride_h;
+      if (g.unit_columns == 1) {
+        const Take<STEP> only = take[0];
+        for (; r < stop; ++r, from += step, to += VL) store(to, only.from(from));
+      } else {
+        for (; r < stop; ++r, from += step, to += row_floats)
+          for (int c = 0; c < g.unit_columns; ++c) store(to + c * VL, take[c].from(from + STEP * c * VL));
+      }
+    }
+    zero(to, (g.unit_rows - r) * row_floats);
   }
 }
 #endif

@@ -154,6 +154,7 @@ template <int STEP>
 struct Take {
   Inside inside[STEP];
 
+  Take() = default;
   Take(int64_t x, int64_t width, int64_t count) {
     for (int q = 0; q < STEP; ++q) inside[q] = lanes_inside(x + q * VL, width, STEP * count - q * VL);
   }
