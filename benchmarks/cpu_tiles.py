@@ -39,6 +39,7 @@ from finepruning.sparse.csr import CSR
 RESULTS = Path(__file__).parent / "results" / "cpu_tiles.json"
 NETWORKS = "alexnet,vgg16,resnet50"
 DENSITIES, BATCHES = (0.10, 0.05), (16, 1)
+# As the choice tries them.
 BLOCK_BYTES = tuple(36 * 1024 * n for n in (1, 2, 5, 14))
 ROUNDS = 5
 # Candidates that take longer than so many times the best are not run again.
@@ -76,6 +77,7 @@ class Case:
         return height, width
 
     def bands(self, channels: int, size: tuple[int, int], *, banded: bool) -> Bands:
+        """Of a map; one of 0 rows, which stands for all, where it lies whole."""
         if banded:
             return Bands.of(channels, size, self.arguments["threads"])
         return Bands(channels, size, 0, 1, math.prod(size) * (_core.lanes() if self.lanes else 1))
@@ -178,20 +180,22 @@ class Rig:
     def __init__(self, case: Case, found: list[Candidate], threads: int) -> None:
         self.case, self.candidates = case, found
         arguments = case.arguments
-        banded = {"source": arguments.get("source_band", 0) > 0, "out": arguments.get("banded", False)}
-        source = case.bands(arguments["channels"], arguments["size"], banded=banded["source"])
+        in_bands, banded = arguments.get("source_band", 0) > 0, arguments.get("banded", False)
+        whole = case.bands(arguments["channels"], arguments["size"], banded=False)
+        source = case.bands(arguments["channels"], arguments["size"], banded=in_bands)
         height, width = case.out
-        result = case.bands(arguments["outputs"], (height, width), banded=banded["out"])
-        halves = case.bands(arguments["outputs"], (height // 2, width // 2), banded=banded["out"])
+        result = case.bands(arguments["outputs"], (height, width), banded=banded)
+        halves = case.bands(arguments["outputs"], (height // 2, width // 2), banded=banded)
         pooled = bool(arguments.get("pooled"))
-        self.input = np.random.default_rng(0).standard_normal(self._whole(source)).astype(np.float32)
+        floats = case.images * whole.floats
+        self.input = np.random.default_rng(0).standard_normal(floats).astype(np.float32)
         given = Buffer(self.input.size, "input")
         written, unpooled, self.target = (
             Buffer(case.images * bands.floats, bands=bands.count)
             for bands in (source, result, halves if pooled else result)
         )
         tape = Tape(1 if case.lanes else arguments["threads"])
-        tape.native("write", self._write(source), given, written)
+        tape.native("write", self._write(whole, source), given, written)
         for candidate in found:
             candidate.first = len(tape.operations)
             convolved = unpooled if pooled and not candidate.packed.pooled else self.target
@@ -203,24 +207,16 @@ class Rig:
         self._context = self._built.program.acquire(threads)
         self._valid = halves if pooled else result
 
-    def _whole(self, bands: Bands) -> int:
-        return (
-            self.case.images
-            * bands.channels
-            * math.prod(bands.size)
-            * (_core.lanes() if self.case.lanes else 1)
-        )
-
     def _conv(self, packed: _core.PackedConv) -> Any:
         images = self.case.images
         return lambda p, ids: p.conv(ids[0], ids[1], packed, activation="relu", images=images)
 
-    def _write(self, source: Bands) -> Any:
-        if self.case.lanes:
-            return lambda p, ids: p.elementwise(ids[0], -1, ids[1], n=self.case.images * source.floats)
-        return self._pool(source, source, (1, 1), whole=True)
+    def _write(self, whole: Bands, source: Bands) -> Any:
+        if self.case.lanes:  # pools take these from the arena alone
+            return lambda p, ids: p.elementwise(ids[0], -1, ids[1], n=self.input.size)
+        return self._pool(whole, source, (1, 1))
 
-    def _pool(self, source: Bands, target: Bands, window: tuple[int, int], *, whole: bool = False) -> Any:
+    def _pool(self, source: Bands, target: Bands, window: tuple[int, int]) -> Any:
         case = self.case
         return lambda p, ids: p.pool(
             ids[0],
@@ -232,7 +228,7 @@ class Rig:
             padding=(0, 0),
             images=case.images,
             channels=source.channels,
-            bands=(0 if whole else source.rows, target.rows),
+            bands=(source.rows, target.rows),
             lanes=case.lanes,
             maximum=True,
         )

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "cost_model.hpp"
+#include "division.hpp"
 #include "program.hpp"
 
 namespace finepruning {
@@ -23,9 +24,7 @@ class ConvStep final : public NativeStep {
         packed_(std::move(packed)),
         finish_(std::move(finish)),
         images_(images),
-        image_tiles_(packed_->mapping == Mapping::kMatrix
-                         ? (images + packed_->tile_rows - 1) / packed_->tile_rows
-                         : images) {}
+        image_tiles_(packed_->mapping == Mapping::kMatrix ? ceil_div(images, packed_->tile_rows) : images) {}
 
   int64_t items(int threads) const override { return base_items() * parts(threads); }
 
@@ -162,7 +161,7 @@ class ConvStep final : public NativeStep {
         args->rows_used = static_cast<int>(std::min<int64_t>(p.tile_rows, images_ - image * p.tile_rows));
         return (image * p.tile_rows * outputs + k) * p.lanes();
     }
-    args->columns_used = static_cast<int>((lanes + p.lanes() - 1) / p.lanes());
+    args->columns_used = static_cast<int>(ceil_div(lanes, p.lanes()));
     args->tail = static_cast<int>(lanes - (args->columns_used - 1) * int64_t{p.lanes()});
     return at;
   }
@@ -238,10 +237,10 @@ void add_conv(Program& program, int source, int target, std::shared_ptr<const Pa
   const int64_t out = images * s.out_channels * result.pitch() * width;
   if (packed->pooled && finish.residual >= 0)
     throw std::invalid_argument("a pooled convolution takes no residual");
-  const Buffer& from = program.buffer_of(lanes, source, in, given.count());
-  const Buffer& to = program.buffer_of(lanes, target, out, result.count());
+  const Buffer& from = program.buffer(source, in, given.count(), lanes);
+  const Buffer& to = program.buffer(target, out, result.count(), lanes);
   const Buffer residual =
-      finish.residual >= 0 ? program.buffer_of(lanes, finish.residual, out, result.count()) : to;
+      finish.residual >= 0 ? program.buffer(finish.residual, out, result.count(), lanes) : to;
   if (residual.band != to.band)
     throw std::invalid_argument("bands of a residual must lie as far apart as the result's");
   program.add_step(

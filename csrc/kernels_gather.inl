@@ -76,7 +76,8 @@ struct BandCursor {
 };
 
 #if FINEPRUNING_MASKED_LOADS
-// Rectangles of output positions, read at every STEP-th column.
+// Rectangles of output positions, read at every STEP-th column. Row by row: column after column, a wide tile
+// would come back to each line of a large map several times, when it is no longer near.
 template <int STEP>
 inline void gather_rows_of(const GatherArgs& args) {
   const GatherArgs g = args;  // no store can change it, as the compiler must think of `args`

@@ -306,9 +306,9 @@ void add_pool(Program& program, int source, int target, const Isa& isa, const Po
           "only planar maps lie in bands");
   const int64_t width = maps.lanes ? isa.lanes : 1, planes = maps.images * maps.channels;
   const Buffer from =
-      program.buffer_of(maps.lanes, source, planes * maps.source.pitch() * width, maps.source.count());
+      program.buffer(source, planes * maps.source.pitch() * width, maps.source.count(), maps.lanes);
   const Buffer to =
-      program.buffer_of(maps.lanes, target, planes * maps.result.pitch() * width, maps.result.count());
+      program.buffer(target, planes * maps.result.pitch() * width, maps.result.count(), maps.lanes);
   program.add_step(std::make_unique<PoolStep>(from, to, isa, a, maps));
 }
 
@@ -326,9 +326,9 @@ void add_broadcast(Program& program, int a, int b, int target, const Isa& isa, i
   require(positive({images, channels, n}), "sizes must be positive");
   const int width = lanes ? isa.lanes : 1;
   const int64_t rows = images * channels, bands = program.bands(target);
-  const Buffer from = program.buffer_of(lanes, a, rows * n * width, bands);
-  const Buffer other = program.buffer_of(lanes, b, rows * width);
-  const Buffer to = program.buffer_of(lanes, target, rows * n * width, bands);
+  const Buffer from = program.buffer(a, rows * n * width, bands, lanes);
+  const Buffer other = program.buffer(b, rows * width, 1, lanes);
+  const Buffer to = program.buffer(target, rows * n * width, bands, lanes);
   program.add_step(std::make_unique<BroadcastStep>(from, other, to, isa, rows, n, width, op, activation));
 }
 
@@ -346,8 +346,8 @@ void add_transpose(Program& program, int source, int target, const Isa& isa, int
                    bool to_lanes) {
   require(positive({images, n}), "sizes must be positive");
   const int64_t padded = ceil_div(images, isa.lanes) * isa.lanes * n;
-  const Buffer from = program.buffer_of(!to_lanes, source, to_lanes ? images * n : padded);
-  const Buffer to = program.buffer_of(to_lanes, target, to_lanes ? padded : images * n);
+  const Buffer from = program.buffer(source, to_lanes ? images * n : padded, 1, !to_lanes);
+  const Buffer to = program.buffer(target, to_lanes ? padded : images * n, 1, to_lanes);
   program.add_step(std::make_unique<TransposeStep>(from, to, isa, images, n, to_lanes));
 }
 

@@ -76,15 +76,11 @@ void Program::add_loop(size_t first, int64_t turns) {
   loops_.push_back({first, steps_.size(), turns});
 }
 
-const Buffer& Program::buffer(int id, int64_t needed, int64_t bands) const {
+const Buffer& Program::buffer(int id, int64_t needed, int64_t bands, bool lanes) const {
   require(bands == this->bands(id), "a step does not fit its buffer's bands");
-  require(needed >= 0 && needed <= buffers_[id].size, "a step does not fit its buffer");
-  return buffers_[id];
-}
-
-const Buffer& Program::buffer_of(bool vectors, int id, int64_t needed, int64_t bands) const {
-  const Buffer& found = buffer(id, needed, bands);
-  require(!vectors || (found.kind == Buffer::kArena && found.stride % kLineFloats == 0),
+  const Buffer& found = buffers_[id];
+  require(needed >= 0 && needed <= found.size, "a step does not fit its buffer");
+  require(!lanes || (found.kind == Buffer::kArena && found.stride % kLineFloats == 0),
           "images side by side lie in the arena, at whole cache lines");
   return found;
 }

@@ -90,10 +90,9 @@ class Program {
   // The steps added from `first` on, up to now, run `turns` times. Loops follow each other in order.
   void add_loop(size_t first, int64_t turns);
   void add_step(std::unique_ptr<NativeStep> step) { steps_.push_back(std::move(step)); }
-  // A buffer that holds `needed` floats in each of so many bands.
-  const Buffer& buffer(int id, int64_t needed, int64_t bands = 1) const;
-  // The same for whole vectors (`vectors`) of images side by side, which kernels take to be aligned.
-  const Buffer& buffer_of(bool vectors, int id, int64_t needed, int64_t bands = 1) const;
+  // A buffer that holds `needed` floats in each of so many bands; whole aligned vectors of images side by
+  // side if `lanes`, which the caller's memory does not promise.
+  const Buffer& buffer(int id, int64_t needed, int64_t bands = 1, bool lanes = false) const;
   int64_t bands(int id) const;  // of a buffer
   // Throws std::invalid_argument unless the context was acquired from this program as it is now.
   void check(const Context& context) const;

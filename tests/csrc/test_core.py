@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from finepruning import _core
+from finepruning.engine.cpu_weights import csr_arrays
 from finepruning.errors import ArgumentError
+from finepruning.sparse.csr import CSR
 
 
 def packed(**changes: Any) -> _core.PackedConv:
@@ -158,6 +161,12 @@ def test_images_side_by_side_are_not_taken_from_the_caller(to_lanes: bool) -> No
         program.pool(source, target, images=1, channels=1, lanes=True, maximum=True, **sizes)
     with pytest.raises(ValueError, match="side by side"):
         program.broadcast(source, inside, target, images=1, channels=1, n=5, lanes=True, op="add")
+    weight = csr_arrays(CSR.from_dense(torch.ones(1, 1, 1, 1)))
+    window = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+    shape = {"channels": 1, "size": (1, 5), "outputs": 1, "groups": 1, **window}
+    packed = _core.PackedConv(**weight, mapping="lanes", **shape)
+    with pytest.raises(ValueError, match="side by side"):
+        program.conv(source, target, packed, images=1)
 
 
 def test_kernels_cover_every_instruction_set() -> None:
